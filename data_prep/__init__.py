@@ -1,0 +1,1 @@
+"""Offline data preparation, on a CPU and without torch: genomics files to WebDataset shards and task tables."""

@@ -1,0 +1,80 @@
+"""The FASTA reader: plain or bgzip, with or without an index; whole chromosomes as base codes."""
+
+import hashlib
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from pyfaidx import Fasta, FastaIndexingError, FetchError
+
+from data_prep.bases import encode
+from data_prep.errors import InputError
+
+
+def sha256_of_file(path: Path | str) -> str:
+    """Hexadecimal sha256 of a file's bytes, as `sha256sum` prints it."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class Genome:
+    """A FASTA file opened by its `.fai` index, which is made where there is none.
+
+    A missing index is written beside the FASTA, as `samtools faidx` does, or into a temporary folder where that place
+    is write-protected. Raises `InputError` for a file that is missing, not FASTA, or gzip but not bgzip.
+    """
+
+    def __init__(self, path: Path | str):
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise InputError(f"{self.path}: no such FASTA file; give one with --genome")
+        _check_format(self.path)
+        self._index_folder = None
+        try:
+            self._fasta = Fasta(str(self.path), as_raw=True, **self._index_names())
+        except (FastaIndexingError, FetchError, OSError, ValueError) as error:
+            raise InputError(f"{self.path}: not a readable FASTA file: {error}") from error
+        self.lengths = {name: len(self._fasta[name]) for name in self._fasta.keys()}
+        if not self.lengths:
+            raise InputError(f"{self.path}: holds no sequence")
+
+    @property
+    def name(self) -> str:
+        """The file's name without its endings: `hg19` for `/data/hg19.fa.gz`."""
+        return self.path.name.removesuffix(".gz").removesuffix(".fa").removesuffix(".fasta")
+
+    def resolve(self, chromosome: str) -> str | None:
+        """This FASTA's own name of `chromosome`, across the `chr20`/`20` and `chrM`/`MT` habits; None if it has none."""
+        bare = chromosome.removeprefix("chr")
+        candidates = [chromosome, bare, f"chr{bare}"]
+        if bare in ("M", "MT"):
+            candidates += ["chrM", "MT", "M"]
+        return next((name for name in candidates if name in self.lengths), None)
+
+    def codes(self, chromosome: str) -> np.ndarray:
+        """The whole chromosome as base codes, uint8 [length]."""
+        return encode(self._fasta[chromosome][:])
+
+    def _index_names(self) -> dict[str, str]:
+        beside = Path(f"{self.path}.fai")
+        folder = self.path.resolve().parent
+        if beside.exists() or folder.stat().st_mode & 0o222:
+            return {}
+        self._index_folder = tempfile.TemporaryDirectory(prefix="genebert-fai-")
+        stem = Path(self._index_folder.name) / self.path.name
+        return {"indexname": f"{stem}.fai", "gzi_indexname": f"{stem}.gzi"}
+
+
+def _check_format(path: Path) -> None:
+    with open(path, "rb") as file:
+        head = file.read(16)
+    if head[:2] == b"\x1f\x8b":
+        if path.suffix not in (".gz", ".bgz"):
+            raise InputError(f"{path}: compressed, but not named so; rename it to {path.name}.gz")
+        if head[3:4] != b"\x04" or head[12:14] != b"BC":
+            raise InputError(
+                f"{path}: compressed with gzip, which cannot be read at random; "
+                f"recompress it: gunzip {path} && bgzip {path.with_suffix('')}"
+            )
+    elif not head.startswith(b">"):
+        raise InputError(f"{path}: not a FASTA file: its first byte is not '>'")
