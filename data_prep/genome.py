@@ -34,7 +34,7 @@ class Genome:
             self._fasta = Fasta(str(self.path), as_raw=True, **self._index_names())
         except (FastaIndexingError, FetchError, OSError, ValueError) as error:
             raise InputError(f"{self.path}: not a readable FASTA file: {error}") from error
-        self.lengths = {name: len(self._fasta[name]) for name in self._fasta.keys()}
+        self.lengths = {name: entry.rlen for name, entry in self._fasta.faidx.index.items()}
         if not self.lengths:
             raise InputError(f"{self.path}: holds no sequence")
 
@@ -44,7 +44,7 @@ class Genome:
         return self.path.name.removesuffix(".gz").removesuffix(".fa").removesuffix(".fasta")
 
     def resolve(self, chromosome: str) -> str | None:
-        """This FASTA's own name of `chromosome`, across the `chr20`/`20` and `chrM`/`MT` habits; None if it has none."""
+        """This FASTA's name of `chromosome`, across the `chr20`/`20` and `chrM`/`MT` habits; None if it has none."""
         bare = chromosome.removeprefix("chr")
         candidates = [chromosome, bare, f"chr{bare}"]
         if bare in ("M", "MT"):

@@ -33,10 +33,7 @@ def load_motifs(source: str) -> list[Motif]:
 
     Raises `InputError` for an unknown release, a file of neither format, or a repeated matrix id.
     """
-    if re.fullmatch(r"JASPAR\d*", source):
-        records = _from_release(source)
-    else:
-        records = _from_file(Path(source))
+    records = _from_release(source) if re.fullmatch(r"JASPAR\d*", source) else _from_file(Path(source))
     motifs = [
         Motif(record.matrix_id if getattr(record, "matrix_id", None) else record.name, record.name, _counts(record))
         for record in records

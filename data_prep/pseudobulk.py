@@ -122,9 +122,7 @@ def read_cell_types(path: str, cell_type_key: str, barcode_key: str | None) -> d
     return cell_types
 
 
-def accessible_by_cell_type(
-    counts: scipy.sparse.csc_array, labels: list[str | None], names: list[str]
-) -> np.ndarray:
+def accessible_by_cell_type(counts: scipy.sparse.csc_array, labels: list[str | None], names: list[str]) -> np.ndarray:
     """bool [n_regions, n_cell_types]: columns summed by cell type, then binarised; unlabelled columns are left out."""
     position = {name: column for column, name in enumerate(names)}
     pairs = [(cell, position[label]) for cell, label in enumerate(labels) if label in position]

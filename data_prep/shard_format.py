@@ -1,7 +1,7 @@
 """The shard format: what a sample's members are, how tars, their indexes and the manifest are written.
 
 A shard is a plain WebDataset tar; beside `train-000000.tar` lies `train-000000.index.npy`, one row of `INDEX_DTYPE` a
-sample, so that a sample is read with one `pread`. `manifest.json` names every shard with its sha256 and is written last.
+sample, so that one `pread` gets a sample. `manifest.json` names every shard with its sha256 and is written last.
 """
 
 import io

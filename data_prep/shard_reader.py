@@ -102,5 +102,3 @@ class ShardReader:
 
 def _array(content: bytes) -> np.ndarray:
     return np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
-
-

@@ -209,7 +209,7 @@ def n_share(sequences: DistinctRegions) -> np.ndarray:
 
 
 def validation_chromosomes(asked: list[str] | None, samples: grouping.Samples, genome: Genome) -> list[str]:
-    """The held-out chromosomes by the FASTA's names. Raises `InputError` where one is unknown or no training is left."""
+    """Held-out chromosomes by the FASTA's names. Raises `InputError` where one is unknown or none is left to train."""
     names = tuple(genome.lengths)
     if asked is None:
         return grouping.choose_validation(samples, names)
@@ -220,7 +220,7 @@ def validation_chromosomes(asked: list[str] | None, samples: grouping.Samples, g
         if genome.resolve(name) is None:
             raise InputError(f"--val-chroms: {genome.path} has no chromosome {name!r}")
         resolved.append(genome.resolve(name))
-    if set(names[number] for number in np.unique(samples.chromosome)) <= set(resolved):
+    if {names[number] for number in np.unique(samples.chromosome)} <= set(resolved):
         raise InputError("--val-chroms: every chromosome with samples would be held out; nothing is left to train on")
     return resolved
 
@@ -329,7 +329,7 @@ def report(manifest: dict, n_distinct: int, seconds: float, out: Path) -> None:
     print(
         f"{out}: {sum(samples.values()):,} samples ({samples['train']:,} train, {samples['val']:,} val on {held_out}) "
         f"of {len(manifest['cell_types'])} cell types x {len(manifest['motifs'])} motifs, "
-        f"{len(manifest['shards'])} shards, {sum(s['bytes'] for s in manifest['shards']) / 1e6:,.1f} MB, {seconds:.1f} s"
+        f"{len(manifest['shards'])} shards, {sum(s['bytes'] for s in manifest['shards']) / 1e6:,.0f} MB, {seconds:.1f} s"
     )
     print(
         f"peaks: {totals['peaks']:,} read = {totals['in_samples']:,} in samples "

@@ -166,11 +166,13 @@ def sample_instance(rng: np.random.Generator, motif: Motif) -> np.ndarray:
 def plant_motifs(
     rng: np.random.Generator, chromosome: np.ndarray, regions: AccessibleRegions, motifs: dict[str, Motif]
 ) -> None:
-    """Write binding sites into the regions, in place: of the motifs of the cell types that open them, and shared ones."""
+    """Write binding sites into the regions, in place: of the motifs of the cell types that open each, and shared ones."""
     cell_types = list(CELL_TYPE_MOTIFS)
     for start, end, accessible in zip(regions.start, regions.end, regions.accessible, strict=True):
         names = [
-            name for number in np.flatnonzero(accessible) for name in rng.choice(CELL_TYPE_MOTIFS[cell_types[number]], INSTANCES)
+            name
+            for number in np.flatnonzero(accessible)
+            for name in rng.choice(CELL_TYPE_MOTIFS[cell_types[number]], INSTANCES)
         ]
         if rng.random() < 0.5:
             names.append(rng.choice(SHARED_MOTIFS))
@@ -277,8 +279,7 @@ def write_promoters(
                 at = rng.integers(here.start[i], here.end[i])
             else:
                 at = rng.integers(TELOMERE + 100, len(chromosome) - 100)
-            nearest = np.abs(starts[np.searchsorted(starts, at).clip(max=len(starts) - 1) - np.array([0, 1])] - at).min()
-            if nearest > 1000:
+            if np.abs(starts - at).min() > 1000:
                 split.append((window(chromosome, at, rng.choice([-1, 1])), 0))
     for split, lines in rows.items():
         order = rng.permutation(len(lines))
