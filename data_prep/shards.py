@@ -325,11 +325,12 @@ def report(manifest: dict, n_distinct: int, seconds: float, out: Path) -> None:
     }
     samples = manifest["samples"]
     without = [c["name"] for c in manifest["cell_types"] if not sum(c["samples"].values())]
+    size = sum(shard["bytes"] for shard in manifest["shards"])
     held_out = ", ".join(manifest["val_chromosomes"]) or "no chromosome"
     print(
         f"{out}: {sum(samples.values()):,} samples ({samples['train']:,} train, {samples['val']:,} val on {held_out}) "
         f"of {len(manifest['cell_types'])} cell types x {len(manifest['motifs'])} motifs, "
-        f"{len(manifest['shards'])} shards, {sum(s['bytes'] for s in manifest['shards']) / 1e6:,.0f} MB, {seconds:.1f} s"
+        f"{len(manifest['shards'])} shards, {size / 1e6:,.1f} MB, {seconds:.1f} s"
     )
     print(
         f"peaks: {totals['peaks']:,} read = {totals['in_samples']:,} in samples "

@@ -166,7 +166,7 @@ def sample_instance(rng: np.random.Generator, motif: Motif) -> np.ndarray:
 def plant_motifs(
     rng: np.random.Generator, chromosome: np.ndarray, regions: AccessibleRegions, motifs: dict[str, Motif]
 ) -> None:
-    """Write binding sites into the regions, in place: of the motifs of the cell types that open each, and shared ones."""
+    """Write binding sites into the regions, in place: motifs of the cell types that open each, and shared ones."""
     cell_types = list(CELL_TYPE_MOTIFS)
     for start, end, accessible in zip(regions.start, regions.end, regions.accessible, strict=True):
         names = [
