@@ -1,0 +1,135 @@
+"""From shards to micro-batches on the wire: windows of the regions, and next-segment pairs.
+
+What a sample looks like depends on (seed, epoch, its number) alone. Bases travel as uint8; tokens are made and masked
+on the device (`kernels.kmer_mask`).
+"""
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from data_prep.shard_format import REGIONS_PER_SAMPLE, Sample
+from data_prep.shard_reader import ShardReader
+from kernels.philox import Stream, below, draw, threshold
+from pretrain.data_order import MicroBatch
+
+N_SPECIAL_TOKENS = 3  # [CLS] A [SEP] B [SEP]
+FIRST_HALF = REGIONS_PER_SAMPLE // 2
+
+Batch = dict[str, torch.Tensor]
+
+
+class MicroBatches(Dataset):
+    """Map-style dataset whose items are whole micro-batches, asked for by a `MicroBatch`. An item's tensors:
+
+    bases: uint8 [n, n_bases], the regions' windows, one after another; window_kmers: int32 [n, 10], k-mers of each;
+    binding: float16 [n, 10, n_motifs]; follows: int64 [n], 1 where B follows A, 0 where it is another sample's;
+    sample, epoch: int64 [n]; cell_type: int64 [n]; weight: float32 [n].
+    """
+
+    def __init__(self, reader: ShardReader, *, k: int, max_tokens: int, seed: int):
+        self.reader = reader
+        self.k, self.max_tokens, self.seed = k, max_tokens, seed
+        # Samples sorted by cell type, to draw a partner of the same one.
+        self._by_cell_type = np.argsort(reader.cell_type, kind="stable")
+        sorted_types = reader.cell_type[self._by_cell_type]
+        self._first = np.searchsorted(sorted_types, reader.cell_type, side="left")
+        self._count = np.searchsorted(sorted_types, reader.cell_type, side="right") - self._first
+        self._place = np.empty(len(reader), dtype=np.int64)
+        self._place[self._by_cell_type] = np.arange(len(reader))
+
+    def __len__(self) -> int:
+        """Samples, not micro-batches."""
+        return len(self.reader)
+
+    @property
+    def n_bases(self) -> int:
+        """Bases in a row of `bases`, whatever the samples: shapes are static."""
+        return self.max_tokens - N_SPECIAL_TOKENS + REGIONS_PER_SAMPLE * (self.k - 1)
+
+    def partner(self, sample: np.ndarray, epoch: np.ndarray) -> np.ndarray:
+        """Which sample gives B: in half of the cases the sample itself, else another one of its cell type, uniformly.
+
+        A cell type's only sample keeps its own B. int64 [n].
+        """
+        coin, choice, *_ = draw(self.seed, epoch, Stream.PAIR, sample, 0)
+        others = self._count[sample] - 1
+        # Skip the sample itself: a draw over the others, shifted by one from its own place on.
+        own = self._place[sample] - self._first[sample]
+        offset = below(choice, others)
+        other = self._by_cell_type[self._first[sample] + np.minimum(offset + (offset >= own), others)]
+        return np.where((coin < threshold(0.5)) & (others > 0), other, sample)
+
+    def __getitem__(self, asked: MicroBatch) -> Batch:
+        partner = self.partner(asked.sample, asked.epoch)
+        samples = [self._paired(int(a), int(b)) for a, b in zip(asked.sample, partner, strict=True)]
+        lengths = np.stack([lengths for _, lengths, _ in samples]).astype(np.int64)
+        kmers = window_kmers(lengths, self.k, self.max_tokens - N_SPECIAL_TOKENS)
+        word, *_ = draw(
+            self.seed,
+            asked.epoch[:, None],
+            Stream.WINDOW,
+            asked.sample[:, None],
+            np.arange(REGIONS_PER_SAMPLE)[None],
+        )
+        window_bases = np.where(kmers > 0, kmers + self.k - 1, 0)
+        starts = below(word, lengths - window_bases + 1)
+        bases = np.zeros((len(samples), self.n_bases), dtype=np.uint8)
+        for row, (codes, _, _) in enumerate(samples):
+            region_start = np.cumsum(lengths[row]) - lengths[row] + starts[row]
+            windows = [codes[a : a + n] for a, n in zip(region_start, window_bases[row], strict=True)]
+            packed = np.concatenate(windows)
+            bases[row, : len(packed)] = packed
+        return {
+            "bases": torch.from_numpy(bases),
+            "window_kmers": torch.from_numpy(kmers.astype(np.int32)),
+            "binding": torch.from_numpy(np.stack([binding for _, _, binding in samples])),
+            "follows": torch.from_numpy((partner == asked.sample).astype(np.int64)),
+            "sample": torch.from_numpy(asked.sample),
+            "epoch": torch.from_numpy(asked.epoch),
+            "cell_type": torch.from_numpy(self.reader.cell_type[asked.sample].astype(np.int64)),
+            "weight": torch.from_numpy(asked.weight),
+        }
+
+    def _paired(self, first: int, second: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """bases, lengths and binding of one sample's first five regions and another's (or its own) last five."""
+        a = self.reader[first]
+        if second == first:
+            return a.bases, a.lengths, a.binding
+        b: Sample = self.reader[second]
+        split_a, split_b = a.lengths[:FIRST_HALF].sum(), b.lengths[:FIRST_HALF].sum()
+        return (
+            np.concatenate([a.bases[:split_a], b.bases[split_b:]]),
+            np.concatenate([a.lengths[:FIRST_HALF], b.lengths[FIRST_HALF:]]),
+            np.concatenate([a.binding[:FIRST_HALF], b.binding[FIRST_HALF:]]),
+        )
+
+
+def window_kmers(lengths: np.ndarray, k: int, budget: int) -> np.ndarray:
+    """k-mers that each region's window holds: all where they fit into `budget`, else in proportion to the region.
+
+    lengths: int64 [n, n_regions], bp. What rounding down leaves goes to the regions with the largest remainder, so that
+    a sample which does not fit fills its budget. int64 [n, n_regions].
+    """
+    available = np.maximum(lengths - k + 1, 0)
+    total = available.sum(axis=1, keepdims=True)
+    exact = available * budget
+    share, remainder = np.divmod(exact, np.maximum(total, 1))
+    left = budget - share.sum(axis=1, keepdims=True)
+    rank = np.argsort(np.argsort(-remainder, axis=1, kind="stable"), axis=1, kind="stable")
+    return np.where(total <= budget, available, share + (rank < left))
+
+
+def loader(dataset: MicroBatches, order: Iterable[MicroBatch], workers: int, pin_memory: bool) -> DataLoader:
+    """Micro-batches in the given order, read ahead by `workers` processes."""
+    return DataLoader(
+        dataset,
+        sampler=order,
+        batch_size=None,
+        num_workers=workers,
+        pin_memory=pin_memory,
+        prefetch_factor=4 if workers else None,
+        multiprocessing_context="fork" if workers else None,
+    )

@@ -1,0 +1,140 @@
+"""The configuration of a run: two frozen dataclasses, filled from a preset or YAML file and then the command line."""
+
+import argparse
+import json
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from transformers import HfArgumentParser
+
+from data_prep.errors import InputError
+from kernels.kmer_mask import SpanRule
+
+PRESETS = Path(__file__).parent / "presets"
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What the weights depend on."""
+
+    k: int = field(default=6, metadata={"help": "Length of the k-mers, 3 to 6."})
+    max_tokens: int = field(default=512, metadata={"help": "Tokens in a row, special tokens included."})
+    hidden_size: int = field(default=768, metadata={"help": "Width of the sequence encoder."})
+    layers: int = field(default=12, metadata={"help": "Layers of the sequence encoder."})
+    heads: int = field(default=12, metadata={"help": "Attention heads of the sequence encoder."})
+    intermediate_size: int = field(default=3072, metadata={"help": "Width of its feed-forward layers."})
+    dropout: float = field(default=0.0, metadata={"help": "Dropout of both encoders."})
+    region_encoder: str = field(
+        default="swin_base_patch4_window7_224", metadata={"help": "timm model that reads the binding matrix."}
+    )
+    region_encoder_arguments: str = field(
+        default="{}", metadata={"help": "JSON of further arguments to timm.create_model."}
+    )
+    projection_size: int = field(default=512, metadata={"help": "Width in which both modalities are matched."})
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """How the weights are trained. What DeepSpeed decides (batch, precision, optimizer, schedule) is in --ds_config."""
+
+    ds_config: str = field(metadata={"help": "DeepSpeed configuration, such as ds_configs/zero2.json."})
+    config: str = field(
+        default="genebert-base", metadata={"help": "Preset (genebert-base, genebert-tiny) or YAML file of defaults."}
+    )
+    shards: str = field(default="data/shards", metadata={"help": "Folder of shards, as data_prep writes it."})
+    out: str = field(default="runs/pretrain", metadata={"help": "Run folder: checkpoints, metrics, figures."})
+    resume: Literal["auto", "never"] = field(
+        default="auto",
+        metadata={"help": "auto: go on from the newest checkpoint in --out; never: refuse a folder that holds one."},
+    )
+    steps: int | None = field(default=None, metadata={"help": "Steps of the run; default: the scheduler's."})
+    seed: int = field(default=0, metadata={"help": "Decides the weights, the data order and every mask."})
+    mask_rate: float = field(default=0.15, metadata={"help": "Share of k-mers masked."})
+    late_mask_rate: float = field(default=0.20, metadata={"help": "The same, in the last part of the run."})
+    late_mask_from: float = field(
+        default=5 / 6, metadata={"help": "Where the last part begins, as a share of the steps (paper: 100k of 120k)."}
+    )
+    mask_span: str = field(
+        default="dnabert", metadata={"help": "dnabert: a drawn k-mer masks DNABERT's neighbours; bases=M: M bases."}
+    )
+    mgm_weight: float = field(default=1.0, metadata={"help": "Weight of masked genome modelling."})
+    ngsp_weight: float = field(default=1.0, metadata={"help": "Weight of next genome-segment prediction."})
+    srm_weight: float = field(default=0.5, metadata={"help": "Weight of sequence-region matching."})
+    srm_loss: Literal["clip", "paper"] = field(
+        default="clip", metadata={"help": "clip: symmetric InfoNCE; paper: one softmax over all pairs (Eq. 3)."}
+    )
+    workers: int = field(default=2, metadata={"help": "Processes that read data, for each rank."})
+    log_every: int = field(default=10, metadata={"help": "Steps between two lines of metrics."})
+    eval_every: int = field(default=1000, metadata={"help": "Steps between two evaluations on held-out chromosomes."})
+    save_every: int = field(default=1000, metadata={"help": "Steps between two checkpoints."})
+    keep_last: int = field(default=3, metadata={"help": "Checkpoints kept, besides the best on held-out data."})
+    wandb: Literal["auto", "offline", "online", "off"] = field(
+        default="auto", metadata={"help": "auto: online where the user is logged in, else offline."}
+    )
+    wandb_project: str = field(default="genebert", metadata={"help": "W&B project."})
+    local_rank: int = field(default=0, metadata={"help": "Given by the launcher."})
+
+
+def parse(arguments: list[str] | None, description: str) -> tuple[ModelConfig, RunConfig]:
+    """Command line over preset over default. Raises `InputError` for a preset or value that cannot be used."""
+    first = argparse.ArgumentParser(add_help=False)
+    first.add_argument("--config", default="genebert-base")
+    preset = read_preset(first.parse_known_args(arguments)[0].config)
+    parser = HfArgumentParser(
+        (ModelConfig, RunConfig),
+        prog="pretrain/main.py",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(**preset)
+    model, run = parser.parse_args_into_dataclasses(arguments)
+    check(model, run)
+    return model, run
+
+
+def read_preset(name: str) -> dict:
+    """Defaults from a preset by name or a YAML file by path."""
+    path = PRESETS / f"{name}.yaml"
+    if not path.is_file():
+        path = Path(name)
+    if not path.is_file():
+        known = ", ".join(sorted(preset.stem for preset in PRESETS.glob("*.yaml")))
+        raise InputError(f"--config {name}: neither a preset ({known}) nor a YAML file")
+    try:
+        content = yaml.safe_load(path.read_text()) or {}
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+    known = {entry.name for config in (ModelConfig, RunConfig) for entry in fields(config)} - {"config", "local_rank"}
+    if not isinstance(content, dict) or set(content) - known:
+        unknown = ", ".join(sorted(set(content) - known)) if isinstance(content, dict) else "it is no mapping"
+        raise InputError(f"{path}: unknown keys: {unknown}")
+    if isinstance(content.get("region_encoder_arguments"), dict):
+        content["region_encoder_arguments"] = json.dumps(content["region_encoder_arguments"])
+    return content
+
+
+def check(model: ModelConfig, run: RunConfig) -> None:
+    """Raise `InputError` for values that no run can have."""
+    try:
+        arguments = json.loads(model.region_encoder_arguments)
+    except ValueError:
+        arguments = None
+    if not isinstance(arguments, dict):
+        raise InputError(f"--region_encoder_arguments: not a JSON object: {model.region_encoder_arguments}")
+    if not 3 <= model.k <= 6:
+        raise InputError(f"--k {model.k}: give 3 to 6")
+    if model.hidden_size % model.heads:
+        raise InputError(f"--hidden_size {model.hidden_size} is no multiple of --heads {model.heads}")
+    if not 0 <= run.seed < 2**32:
+        raise InputError(f"--seed {run.seed}: give a whole number from 0 to 4294967295")
+    if not (0 < run.mask_rate < 1 and 0 < run.late_mask_rate < 1):
+        raise InputError("--mask_rate and --late_mask_rate must lie between 0 and 1")
+    for name in ("log_every", "eval_every", "save_every", "keep_last", "steps"):
+        if getattr(run, name) is not None and getattr(run, name) < 1:
+            raise InputError(f"--{name} {getattr(run, name)}: give at least 1")
+    try:
+        SpanRule.parse(run.mask_span, model.k)
+    except ValueError as error:
+        raise InputError(f"--mask_span: {error}") from None

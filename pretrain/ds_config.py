@@ -1,0 +1,122 @@
+"""The DeepSpeed configuration: read, checked, and completed with the batch layout of this cluster."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+from pydantic import ValidationError
+
+from data_prep.errors import InputError
+
+KNOWN_KEYS = {
+    "activation_checkpointing",
+    "bf16",
+    "comms_logger",
+    "communication_data_type",
+    "data_types",
+    "dump_state",
+    "flops_profiler",
+    "fp16",
+    "gradient_clipping",
+    "memory_breakdown",
+    "optimizer",
+    "prescale_gradients",
+    "scheduler",
+    "steps_per_print",
+    "torch_autocast",
+    "train_batch_size",
+    "train_micro_batch_size_per_gpu",
+    "wall_clock_breakdown",
+    "zero_allow_untested_optimizer",
+    "zero_optimization",
+}
+
+
+@dataclass(frozen=True)
+class BatchLayout:
+    """How a global batch lies over ranks: `accumulation` rounds of `world_size` micro-batches.
+
+    Slots past the global batch are padding of weight zero: 4 nodes of 8 GPUs train a batch of 2000 exactly.
+    """
+
+    global_batch: int
+    world_size: int
+    micro_batch: int
+    accumulation: int
+
+    @classmethod
+    def of(cls, global_batch: int, world_size: int, largest_micro_batch: int | None) -> "BatchLayout":
+        """The fewest rounds of micro-batches no larger than `largest_micro_batch`, then the smallest micro-batch."""
+        largest = largest_micro_batch or -(-global_batch // world_size)
+        accumulation = -(-global_batch // (world_size * largest))
+        return cls(global_batch, world_size, -(-global_batch // (world_size * accumulation)), accumulation)
+
+    @property
+    def slots(self) -> int:
+        return self.micro_batch * self.world_size * self.accumulation
+
+
+def read_ds_config(path: str) -> dict:
+    """The file's content. Raises `InputError` where it is not JSON, lacks a key, or has one that is not the user's."""
+    try:
+        content = json.loads(Path(path).read_text(), object_pairs_hook=_no_duplicates)
+    except OSError as error:
+        raise InputError(f"--ds_config {path}: {error.strerror}; ds_configs/ holds examples") from error
+    except ValueError as error:
+        raise InputError(f"{path}: not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: not a JSON object")
+    if "gradient_accumulation_steps" in content:
+        raise InputError(
+            f"{path}: gradient_accumulation_steps follows from train_batch_size and the number of GPUs; remove it"
+        )
+    unknown = sorted(set(content) - KNOWN_KEYS)
+    if unknown:
+        raise InputError(f"{path}: unknown key {unknown[0]!r}; known are {', '.join(sorted(KNOWN_KEYS))}")
+    try:
+        DeepSpeedZeroConfig(**content.get("zero_optimization", {}))
+    except (ValidationError, TypeError) as error:
+        first = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
+        raise InputError(f"{path}: zero_optimization {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    for key, type_ in (("optimizer", dict), ("scheduler", dict), ("train_batch_size", int)):
+        if not isinstance(content.get(key), type_):
+            raise InputError(f"{path}: {key} is missing or no {'object' if type_ is dict else 'whole number'}")
+    if content["train_batch_size"] < 1 or content.get("train_micro_batch_size_per_gpu", 1) < 1:
+        raise InputError(f"{path}: batch sizes must be at least 1")
+    return content
+
+
+def with_steps(content: dict, steps: int | None, path: str) -> tuple[dict, int]:
+    """The configuration with its schedule over `steps` steps (default: as it stands), and the number of steps."""
+    scheduler = content["scheduler"]
+    parameters = dict(scheduler.get("params", {}))
+    total = steps or parameters.get("total_num_steps")
+    if not isinstance(total, int):
+        raise InputError(f"{path}: scheduler.params.total_num_steps is missing; set it, or give --steps")
+    if "total_num_steps" in parameters:
+        parameters["total_num_steps"] = total
+    if parameters.get("warmup_num_steps", 0) >= total:
+        raise InputError(
+            f"{path}: warmup_num_steps {parameters['warmup_num_steps']} does not leave a run of {total} steps to decay "
+            "in; lower it, or raise --steps"
+        )
+    return {**content, "scheduler": {**scheduler, "params": parameters}}, total
+
+
+def with_layout(content: dict, layout: BatchLayout) -> dict:
+    """The configuration that DeepSpeed is given: its batch sizes multiply up, padding included."""
+    return {
+        **content,
+        "train_batch_size": layout.slots,
+        "train_micro_batch_size_per_gpu": layout.micro_batch,
+        "gradient_accumulation_steps": layout.accumulation,
+    }
+
+
+def _no_duplicates(pairs: list[tuple]) -> dict:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"key {next(n for n in names if names.count(n) > 1)!r} stands there twice")
+    return content

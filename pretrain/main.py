@@ -1,0 +1,184 @@
+"""Pre-train GeneBERT on shards, under the DeepSpeed launcher.
+
+    deepspeed --num_nodes 4 pretrain/main.py --ds_config ds_configs/zero2.json
+    deepspeed --num_gpus 2 pretrain/main.py --ds_config ds_configs/zero2_cpu.json --config genebert-tiny
+
+Reads data/shards, writes runs/pretrain: config.json, metrics.jsonl, curves.png, checkpoints. Run it again with the same
+arguments to go on from the newest checkpoint.
+"""
+
+import json
+import logging
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from tqdm import tqdm
+
+from data_prep.errors import InputError, ends_on_input_error
+from data_prep.shard_reader import ShardReader, read_manifest, verify_shard
+from pretrain import checkpoint, curves, ranks
+from pretrain.batches import MicroBatches, loader
+from pretrain.config import ModelConfig, RunConfig, parse
+from pretrain.data_order import DataOrder
+from pretrain.ds_config import BatchLayout, read_ds_config, with_layout, with_steps
+from pretrain.model import GeneBERT
+from pretrain.run_log import RunLog
+from pretrain.trainer import Throughput, Trainer
+
+NO_DECAY = ("bias", "LayerNorm.weight", "norm", "logit_scale", "relative_position_bias_table")
+
+
+@ends_on_input_error
+def main(arguments: list[str] | None = None) -> None:
+    model_config, run_config = parse(arguments, __doc__)
+    ds_config, steps = with_steps(read_ds_config(run_config.ds_config), run_config.steps, run_config.ds_config)
+    manifest = read_manifest(run_config.shards)
+    deepspeed.utils.logger.setLevel(logging.WARNING)
+    ranks.join()
+    try:
+        pretrain(model_config, run_config, ds_config, steps, manifest)
+    finally:
+        ranks.leave()
+
+
+def pretrain(model_config: ModelConfig, config: RunConfig, ds_config: dict, steps: int, manifest: dict) -> None:
+    """Train to `steps`, from the newest checkpoint of the run folder if it holds one."""
+    run_dir = Path(config.out)
+    layout = BatchLayout.of(
+        ds_config["train_batch_size"], dist.get_world_size(), ds_config.get("train_micro_batch_size_per_gpu")
+    )
+    identity = {
+        "shards": manifest["fingerprint"],
+        "seed": config.seed,
+        "global_batch": layout.global_batch,
+        "world_size": layout.world_size,
+    }
+    resumed = checkpoint.newest(run_dir)
+    if resumed:
+        if config.resume == "never":
+            raise InputError(f"{run_dir}: holds a checkpoint already; choose another --out, or leave --resume at auto")
+        checkpoint.check_model(resumed, model_config)
+        checkpoint.check_run(resumed, identity)
+        if checkpoint.read_state(resumed)["step"] >= steps:
+            say(f"{run_dir}: complete, {steps} steps were done; give a larger --steps to go on")
+            return
+    verify_shards(config.shards, manifest)
+
+    train = dataset(config, model_config, manifest, "train")
+    val = dataset(config, model_config, manifest, "val")
+    if not len(train):
+        raise InputError(f"{config.shards}: holds no training samples")
+    torch.manual_seed(config.seed)
+    model = GeneBERT(model_config, torch.tensor(manifest["binding_mean"]), torch.tensor(manifest["binding_std"]))
+    engine, *_ = deepspeed.initialize(
+        model=model, model_parameters=parameter_groups(model), config=with_layout(ds_config, layout)
+    )
+    trainer = Trainer(engine, config, layout, steps)
+    done = checkpoint.load(engine, resumed) if resumed else 0
+    best = checkpoint.read_state(resumed).get("best") if resumed else None
+
+    record = {
+        "model": asdict(model_config),
+        "run": asdict(config),
+        "ds_config": ds_config,
+        "steps": steps,
+        "layout": asdict(layout),
+        "genome": manifest["genome"],
+        "motifs": manifest["motifs"],
+        "motif_names": manifest["motif_names"],
+        "affinity": manifest["affinity"],
+        "shards": manifest["fingerprint"],
+    }
+    log = None
+    if ranks.is_first():
+        run_dir.mkdir(parents=True, exist_ok=True)
+        checkpoint.write_atomically(run_dir / "config.json", json.dumps(record, indent=1))
+        log = RunLog(run_dir, done, record, config.wandb, config.wandb_project)
+    say(
+        f"{'resuming at step ' + str(done) if resumed else 'training'}: {steps} steps of {layout.global_batch} samples "
+        f"on {layout.world_size} ranks ({layout.accumulation} x {layout.micro_batch} each, "
+        f"{layout.slots - layout.global_batch} padded), {len(train):,} training and {len(val):,} held-out samples of "
+        f"{manifest['genome']['name']}, {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters, "
+        f"{ranks.device().type}"
+    )
+
+    order = DataOrder([shard["samples"] for shard in train.reader.shards], config.seed)
+    asked = order.micro_batches(layout, dist.get_rank(), range(done, steps))
+    batches = iter(loader(train, asked, config.workers, torch.cuda.is_available()))
+    throughput = Throughput(layout)
+    progress = tqdm(
+        initial=done, total=steps, unit="step", disable=None if ranks.is_first() else True, dynamic_ncols=True
+    )
+    for step in range(done, steps):
+        number, last = step + 1, step + 1 == steps
+        logged = number % config.log_every == 0 or last
+        metrics = trainer.step(step, throughput.micro_batches(batches), with_recall=logged)
+        progress.update()
+        progress.set_postfix({name: f"{metrics[f'loss/{name}']:.3f}" for name in ("mgm", "ngsp", "srm")})
+        if logged and log:
+            log.write(number, metrics | throughput.read())
+        if len(val) and (number % config.eval_every == 0 or last):
+            held_out = trainer.evaluate(val)
+            if best is None or held_out["val/loss/total"] < best["val/loss/total"]:
+                best = {"step": number, **held_out}
+            if log:
+                log.write(number, held_out)
+                progress.write(summary(number, held_out))
+                curves.draw(run_dir, layout.global_batch, model_config.k)
+        if number % config.save_every == 0 or last:
+            state = {"model": asdict(model_config), "run": identity, "best": best}
+            checkpoint.save(engine, run_dir, number, state, config.keep_last)
+    progress.close()
+    if log:
+        log.close()
+        curves.draw(run_dir, layout.global_batch, model_config.k)
+    say(f"{run_dir}: {steps} steps done; metrics.jsonl and curves.png are there, checkpoints in checkpoints/")
+
+
+def dataset(config: RunConfig, model: ModelConfig, manifest: dict, split: str) -> MicroBatches:
+    reader = ShardReader(config.shards, split, manifest)
+    return MicroBatches(reader, k=model.k, max_tokens=model.max_tokens, seed=config.seed)
+
+
+def verify_shards(folder: str, manifest: dict) -> None:
+    """Check every shard's sha256, a part of them on each rank. Raises `InputError` on all ranks if one fails."""
+    mine = manifest["shards"][dist.get_rank() :: dist.get_world_size()]
+    failed = None
+    for entry in tqdm(mine, desc="verifying shards", unit="shard", disable=None if ranks.is_first() else True):
+        try:
+            verify_shard(folder, entry)
+        except InputError as error:
+            failed = error
+            break
+    ranks.raise_together(failed)
+
+
+def parameter_groups(model: torch.nn.Module) -> list[dict]:
+    """Weight decay for matrices alone: none for biases, norms, and the temperature."""
+    decayed, others = [], []
+    for name, parameter in model.named_parameters():
+        (others if parameter.ndim < 2 or any(part in name for part in NO_DECAY) else decayed).append(parameter)
+    return [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
+
+
+def summary(step: int, held_out: dict[str, float]) -> str:
+    return (
+        f"step {step}: held-out loss {held_out['val/loss/total']:.3f}, "
+        f"mgm {held_out['val/loss/mgm']:.3f} (accuracy {held_out['val/mgm/accuracy']:.3f}), "
+        f"ngsp accuracy {held_out['val/ngsp/accuracy']:.3f}, srm recall@1 {held_out['val/srm/recall_at_1']:.3f}"
+    )
+
+
+def say(message: str) -> None:
+    if ranks.is_first():
+        print(message, flush=True)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    sys.exit(main())

@@ -1,0 +1,118 @@
+"""GeneBERT: a BERT over k-mers, a timm vision model over the binding matrix, and the heads of three objectives."""
+
+import json
+from dataclasses import dataclass
+
+import timm
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import BertConfig, BertForPreTraining
+
+from data_prep.errors import InputError
+from kernels.kmer_mask import IGNORED, N_SPECIAL, MaskedBatch
+from pretrain.config import ModelConfig
+
+INITIAL_TEMPERATURE = 0.07
+LARGEST_SCALE = 100.0  # of the logits of sequence-region matching, as CLIP clips it
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """One micro-batch's outputs.
+
+    mgm_logits: [n_masked, vocabulary], at the used slots of the batch; ngsp_logits: [batch, 2], 1 where B follows A;
+    sequence, region: fp32 [batch, projection_size], normalised.
+    """
+
+    mgm_logits: torch.Tensor
+    ngsp_logits: torch.Tensor
+    sequence: torch.Tensor
+    region: torch.Tensor
+
+
+class GeneBERT(nn.Module):
+    """Both encoders and their heads. binding_mean, binding_std: [n_motifs], over the training samples."""
+
+    def __init__(self, config: ModelConfig, binding_mean: torch.Tensor, binding_std: torch.Tensor):
+        super().__init__()
+        self.config = config
+        self.sequence = BertForPreTraining(sequence_config(config))
+        self.region = region_encoder(config)
+        self.sequence_projection = nn.Linear(config.hidden_size, config.projection_size, bias=False)
+        self.region_projection = nn.Linear(self.region.num_features, config.projection_size, bias=False)
+        # Logarithm of the inverse temperature; of shape [1], because DeepSpeed cannot broadcast a scalar.
+        self.logit_scale = nn.Parameter(torch.tensor([1 / INITIAL_TEMPERATURE]).log())
+        self.register_buffer("binding_mean", binding_mean.float())
+        self.register_buffer("binding_std", binding_std.float())
+
+    @property
+    def scale(self) -> torch.Tensor:
+        """Inverse temperature of sequence-region matching, fp32 [1]."""
+        return self.logit_scale.float().exp().clamp(max=LARGEST_SCALE)
+
+    def forward(self, batch: MaskedBatch, binding: torch.Tensor) -> Outputs:
+        """batch: masked rows; binding: [batch, 10, n_motifs]."""
+        encoded = self.sequence.bert(
+            input_ids=batch.token_ids, token_type_ids=batch.segment_ids, attention_mask=batch.attention_mask
+        )
+        hidden = encoded.last_hidden_state
+        row, slot = (batch.labels != IGNORED).nonzero(as_tuple=True)
+        at_masked = hidden[row, batch.masked_positions[row, slot]]
+        region = self.region(region_image(binding, self.binding_mean, self.binding_std, self.image_size))
+        return Outputs(
+            mgm_logits=self.sequence.cls.predictions(at_masked),
+            ngsp_logits=self.sequence.cls.seq_relationship(encoded.pooler_output),
+            sequence=F.normalize(self.sequence_projection(hidden[:, 0]).float(), dim=1),
+            region=F.normalize(self.region_projection(region).float(), dim=1),
+        )
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width that the region encoder reads."""
+        return tuple(self.region.patch_embed.img_size)
+
+
+def region_image(binding: torch.Tensor, mean: torch.Tensor, std: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """The binding matrix as a region encoder reads it, [batch, 1, height, width].
+
+    Each motif is standardised, so that all weigh alike; then the matrix [batch, 10, n_motifs] is resized bilinearly,
+    with anti-aliasing, since it is narrowed from 579 columns.
+    """
+    standardised = (binding.float() - mean) / std.clamp(min=1e-3)
+    return F.interpolate(standardised[:, None], size=size, mode="bilinear", antialias=True, align_corners=False)
+
+
+def sequence_config(config: ModelConfig) -> BertConfig:
+    """The sequence encoder's Hugging Face configuration."""
+    return BertConfig(
+        vocab_size=N_SPECIAL + 4**config.k,
+        hidden_size=config.hidden_size,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        intermediate_size=config.intermediate_size,
+        max_position_embeddings=config.max_tokens,
+        hidden_dropout_prob=config.dropout,
+        attention_probs_dropout_prob=config.dropout,
+        attn_implementation="sdpa",
+    )
+
+
+def region_encoder(config: ModelConfig) -> nn.Module:
+    """The timm model, for one channel and without a classifier. Raises `InputError` for one that timm cannot build."""
+    arguments = region_encoder_arguments(config)
+    try:
+        return timm.create_model(config.region_encoder, **arguments)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise InputError(f"--region_encoder {config.region_encoder} {arguments}: {error}") from error
+
+
+def region_encoder_arguments(config: ModelConfig) -> dict:
+    """The arguments with which timm builds the region encoder."""
+    return {
+        "in_chans": 1,
+        "num_classes": 0,
+        "drop_rate": config.dropout,
+        "drop_path_rate": config.dropout,
+        **json.loads(config.region_encoder_arguments),
+    }

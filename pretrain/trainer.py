@@ -1,0 +1,236 @@
+"""The training step and the evaluation, over a DeepSpeed engine.
+
+Sequence-region matching sees the whole global batch at once. Where that takes several rounds of micro-batches, the
+embeddings of all are computed first without gradient, the loss and its gradient with respect to them over the whole
+batch, and each micro-batch then runs again with that gradient (GradCache, Gao et al. 2021).
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from kernels.infonce import info_nce
+from kernels.kmer_mask import MaskedBatch, SpanRule, mask_kmers
+from pretrain import ranks
+from pretrain.batches import Batch, MicroBatches
+from pretrain.config import RunConfig
+from pretrain.data_order import split
+from pretrain.ds_config import BatchLayout
+from pretrain.model import GeneBERT, Outputs
+from pretrain.objectives import METRICS, TokenObjectives, masked_count, recall, token_objectives
+
+Embeddings = tuple[torch.Tensor, torch.Tensor]
+
+
+@dataclass
+class Trainer:
+    """What a step needs. engine: DeepSpeed's, around a GeneBERT; steps: of the whole run."""
+
+    engine: object
+    config: RunConfig
+    layout: BatchLayout
+    steps: int
+
+    @property
+    def model(self) -> GeneBERT:
+        return self.engine.module
+
+    def mask_rate(self, step: int) -> float:
+        """Share of k-mers masked at a step: the later rate in the last part of the run."""
+        late = step >= round(self.config.late_mask_from * self.steps)
+        return self.config.late_mask_rate if late else self.config.mask_rate
+
+    def step(self, step: int, batches: list[Batch], with_recall: bool) -> dict[str, float]:
+        """One optimizer step over this rank's micro-batches; metrics of the global batch."""
+        batches = [to_device(batch, ranks.device()) for batch in batches]
+        masked = [self.mask(batch, self.mask_rate(step)) for batch in batches]
+        mgm_count = ranks.summed(
+            sum(masked_count(rows, batch["weight"]) for rows, batch in zip(masked, batches, strict=True))
+        )
+        matching, embeddings = self._matching(step, batches, masked)
+        sums, shares = torch.zeros(len(METRICS), dtype=torch.float64, device=ranks.device()), []
+        for number, (batch, rows) in enumerate(zip(batches, masked, strict=True)):
+            outputs = self._forward(step, number, batch, rows)
+            parts = token_objectives(outputs, rows, batch["follows"], batch["weight"])
+            srm, share = matching(number, outputs)
+            loss = (
+                self.config.mgm_weight * parts.mgm_loss / mgm_count
+                + self.config.ngsp_weight * parts.ngsp_loss / self.layout.global_batch
+                + self.config.srm_weight * srm
+            )
+            # DeepSpeed divides by the rounds and averages over the ranks; the parts are to be added up.
+            self.engine.backward(loss * self.layout.accumulation * self.layout.world_size)
+            self.engine.step()
+            sums += parts.sums()
+            shares.append(share.detach().double())
+            if embeddings is None:
+                embeddings = outputs.sequence.detach(), outputs.region.detach()
+        metrics = self._metrics(ranks.summed(torch.cat([sums, torch.stack(shares).sum()[None]])))
+        if with_recall:
+            metrics |= self._recall(embeddings, torch.cat([batch["weight"] for batch in batches]))
+        metrics["srm/temperature"] = 1 / float(self.model.scale.detach())
+        metrics["optim/lr"] = float(self.engine.get_lr()[0])
+        metrics["optim/grad_norm"] = float(self.engine.get_global_grad_norm())
+        return metrics
+
+    @torch.no_grad()
+    def evaluate(self, dataset: MicroBatches) -> dict[str, float]:
+        """Metrics over all held-out samples, in their order, with the masks and pairs of epoch 0; `val/...`."""
+        self.engine.eval()
+        total = torch.zeros(len(METRICS) + 4, dtype=torch.float64, device=ranks.device())
+        layout = replace(
+            self.layout, accumulation=1, micro_batch=-(-self.layout.global_batch // self.layout.world_size)
+        )
+        for samples in np.array_split(np.arange(len(dataset)), -(-len(dataset) // layout.global_batch)):
+            (asked,) = split(
+                samples, np.zeros_like(samples), replace(layout, global_batch=len(samples)), dist.get_rank()
+            )
+            batch = to_device(dataset[asked], ranks.device())
+            rows = self.mask(batch, self.config.mask_rate)
+            outputs = self.engine(rows, batch["binding"])
+            parts = token_objectives(outputs, rows, batch["follows"], batch["weight"])
+            share = info_nce(outputs.sequence, outputs.region, self.model.scale, batch["weight"], self.config.srm_loss)
+            here = self._recall((outputs.sequence, outputs.region), batch["weight"])
+            counted = [share.double() * len(samples)]
+            counted += [torch.tensor(v * len(samples) / self.layout.world_size) for v in here.values()]
+            counted += [torch.tensor(len(samples) / self.layout.world_size)]
+            total += torch.cat([parts.sums(), torch.stack([value.to(total) for value in counted])])
+        self.engine.train()
+        *sums, srm, first, fifth, n = ranks.summed(total)
+        metrics = self._metrics(torch.stack([*sums, srm / n]))
+        metrics |= {"srm/recall_at_1": float(first / n), "srm/recall_at_5": float(fifth / n)}
+        return {f"val/{name}": value for name, value in metrics.items()}
+
+    def mask(self, batch: Batch, rate: float) -> MaskedBatch:
+        model, rule = self.model.config, SpanRule.parse(self.config.mask_span, self.model.config.k)
+        largest_rate = max(self.config.mask_rate, self.config.late_mask_rate)
+        return mask_kmers(
+            batch["bases"],
+            batch["window_kmers"],
+            batch["sample"],
+            batch["epoch"],
+            k=model.k,
+            tokens=model.max_tokens,
+            rate=rate,
+            capacity=rule.capacity(model.max_tokens, largest_rate),
+            seed=self.config.seed,
+            rule=rule,
+        )
+
+    def _forward(self, step: int, number: int, batch: Batch, rows: MaskedBatch) -> Outputs:
+        if self.model.config.dropout:
+            # The same dropout in both passes over a micro-batch, and after a resume.
+            torch.manual_seed(hash((self.config.seed, step, dist.get_rank(), number)))
+        return self.engine(rows, batch["binding"])
+
+    def _matching(
+        self, step: int, batches: list[Batch], masked: list[MaskedBatch]
+    ) -> tuple[Callable[[int, Outputs], tuple[torch.Tensor, torch.Tensor]], Embeddings | None]:
+        """A function from a micro-batch's outputs to the term that carries its gradient and to its share of the loss,
+        and, where a first pass computed them, this rank's embeddings."""
+        if self.layout.accumulation == 1:
+            weight = batches[0]["weight"]
+
+            def in_one_pass(_: int, outputs: Outputs) -> tuple[torch.Tensor, torch.Tensor]:
+                share = info_nce(outputs.sequence, outputs.region, self.model.scale, weight, self.config.srm_loss)
+                return share, share
+
+            return in_one_pass, None
+
+        with torch.no_grad():
+            outputs = [self._forward(step, n, *pair) for n, pair in enumerate(zip(batches, masked, strict=True))]
+        sequence = torch.cat([o.sequence for o in outputs]).requires_grad_()
+        region = torch.cat([o.region for o in outputs]).requires_grad_()
+        scale = self.model.scale.detach().requires_grad_()
+        weight = torch.cat([batch["weight"] for batch in batches])
+        share = info_nce(sequence, region, scale, weight, self.config.srm_loss)
+        gradients = torch.autograd.grad(share, (sequence, region, scale))
+        d_sequence, d_region = (gradient.split(self.layout.micro_batch) for gradient in gradients[:2])
+        rounds = self.layout.accumulation
+
+        def from_cache(number: int, outputs: Outputs) -> tuple[torch.Tensor, torch.Tensor]:
+            term = (outputs.sequence * d_sequence[number]).sum() + (outputs.region * d_region[number]).sum()
+            return term + (self.model.scale * gradients[2]).sum() / rounds, share / rounds
+
+        return from_cache, (sequence.detach(), region.detach())
+
+    def _metrics(self, sums: torch.Tensor) -> dict[str, float]:
+        """Losses and accuracies from sums over the global batch: METRICS, then the matching loss."""
+        *counts, srm = sums.tolist()
+        parts = TokenObjectives(*counts)
+        mgm, ngsp = parts.mgm_loss / max(parts.mgm_count, 1), parts.ngsp_loss / max(parts.ngsp_count, 1)
+        config = self.config
+        return {
+            "loss/total": config.mgm_weight * mgm + config.ngsp_weight * ngsp + config.srm_weight * srm,
+            "loss/mgm": mgm,
+            "loss/ngsp": ngsp,
+            "loss/srm": srm,
+            "mgm/accuracy": parts.mgm_correct / max(parts.mgm_count, 1),
+            "mgm/perplexity": math.exp(min(mgm, 50.0)),
+            "ngsp/accuracy": parts.ngsp_correct / max(parts.ngsp_count, 1),
+        }
+
+    def _recall(self, embeddings: Embeddings, weight: torch.Tensor) -> dict[str, float]:
+        """Share of sequences whose own region is among the nearest 1 and 5 of the global batch."""
+        sequence, region = embeddings
+        world = dist.get_world_size()
+        columns = region.new_empty(world * len(region), region.shape[1])
+        dist.all_gather_into_tensor(columns, region.contiguous())
+        kept = weight.new_empty(world * len(weight))
+        dist.all_gather_into_tensor(kept, weight)
+        kept = kept > 0
+        first = dist.get_rank() * len(region)
+        hits = torch.stack([recall(sequence, columns, first, kept, at) for at in (1, 5)])
+        shares = ranks.summed(hits.double()) / kept.sum()
+        return {"srm/recall_at_1": float(shares[0]), "srm/recall_at_5": float(shares[1])}
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+
+
+@dataclass
+class Throughput:
+    """Rates since the last reading: samples and tokens a second, and the share of time spent waiting for data."""
+
+    layout: BatchLayout
+    started: float = 0.0
+    waited: float = 0.0
+    tokens: int = 0
+    steps: int = 0
+
+    def micro_batches(self, batches: Iterator[Batch]) -> list[Batch]:
+        """The next step's micro-batches, timed."""
+        before = time.perf_counter()
+        self.started = self.started or before
+        taken = [next(batches) for _ in range(self.layout.accumulation)]
+        self.waited += time.perf_counter() - before
+        self.tokens += sum(int(batch["window_kmers"].sum()) for batch in taken)
+        self.steps += 1
+        return taken
+
+    def read(self) -> dict[str, float]:
+        """The rates of the whole run, from this rank's steps; starts anew."""
+        seconds = time.perf_counter() - self.started
+        rates = {
+            "perf/samples_per_s": self.steps * self.layout.global_batch / seconds,
+            "perf/tokens_per_s": self.tokens * self.layout.world_size / seconds,
+            "perf/data_wait_share": self.waited / seconds,
+            "perf/memory_gib": memory_gib(),
+        }
+        self.started, self.waited, self.tokens, self.steps = time.perf_counter(), 0.0, 0, 0
+        return rates
+
+
+def memory_gib() -> float:
+    """Peak memory of this rank: the GPU's, or the process's resident size on a CPU."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
