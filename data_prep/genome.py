@@ -1,7 +1,10 @@
 """The FASTA reader: plain or bgzip, with or without an index; whole chromosomes as base codes."""
 
 import hashlib
+import os
+import struct
 import tempfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +12,9 @@ from pyfaidx import Fasta, FastaIndexingError, FetchError
 
 from data_prep.bases import encode
 from data_prep.errors import InputError
+
+# What pyfaidx and Biopython's bgzf raise on a damaged file.
+_UNREADABLE = (FastaIndexingError, FetchError, OSError, EOFError, ValueError, RuntimeError, struct.error, zlib.error)
 
 
 def sha256_of_file(path: Path | str) -> str:
@@ -32,7 +38,7 @@ class Genome:
         self._index_folder = None
         try:
             self._fasta = Fasta(str(self.path), as_raw=True, **self._index_names())
-        except (FastaIndexingError, FetchError, OSError, ValueError) as error:
+        except _UNREADABLE as error:
             raise InputError(f"{self.path}: not a readable FASTA file: {error}") from error
         self.lengths = {name: entry.rlen for name, entry in self._fasta.faidx.index.items()}
         if not self.lengths:
@@ -53,12 +59,16 @@ class Genome:
 
     def codes(self, chromosome: str) -> np.ndarray:
         """The whole chromosome as base codes, uint8 [length]."""
-        return encode(self._fasta[chromosome][:])
+        try:
+            return encode(self._fasta[chromosome][:])
+        except _UNREADABLE as error:
+            raise InputError(f"{self.path}: {chromosome} cannot be read: {error}; copy the file again") from error
 
     def _index_names(self) -> dict[str, str]:
-        beside = Path(f"{self.path}.fai")
+        endings = ("fai", "gzi") if self.path.suffix in (".gz", ".bgz") else ("fai",)
         folder = self.path.resolve().parent
-        if beside.exists() or folder.stat().st_mode & 0o222:
+        writable = os.access(folder, os.W_OK) and folder.stat().st_mode & 0o222
+        if writable or all(Path(f"{self.path}.{ending}").exists() for ending in endings):
             return {}
         self._index_folder = tempfile.TemporaryDirectory(prefix="genebert-fai-")
         stem = Path(self._index_folder.name) / self.path.name

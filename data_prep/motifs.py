@@ -1,5 +1,7 @@
 """Transcription factor motifs as log-odds matrices: JASPAR releases by name, or a JASPAR or MEME file."""
 
+import io
+import itertools
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +13,7 @@ from data_prep.errors import InputError
 PSEUDOCOUNT = 0.1
 BACKGROUND = 0.25
 TAX_GROUP = "vertebrates"
+MEME_SITES = 20  # of a MEME motif that does not say how many sites it was made from, as the MEME suite takes
 
 
 @dataclass(frozen=True)
@@ -33,11 +36,7 @@ def load_motifs(source: str) -> list[Motif]:
 
     Raises `InputError` for an unknown release, a file of neither format, or a repeated matrix id.
     """
-    records = _from_release(source) if re.fullmatch(r"JASPAR\d*", source) else _from_file(Path(source))
-    motifs = [
-        Motif(record.matrix_id if getattr(record, "matrix_id", None) else record.name, record.name, _counts(record))
-        for record in records
-    ]
+    motifs = _from_release(source) if re.fullmatch(r"JASPAR\d*", source) else _from_file(Path(source))
     ids = [motif.matrix_id for motif in motifs]
     if len(set(ids)) < len(ids):
         repeated = next(name for name in ids if ids.count(name) > 1)
@@ -67,28 +66,47 @@ def _database(release: str):
     return jaspardb(release=release)
 
 
-def _from_release(release: str):
-    return _database(release).fetch_motifs(collection="CORE", tax_group=[TAX_GROUP])
+def _from_release(release: str) -> list[Motif]:
+    records = _database(release).fetch_motifs(collection="CORE", tax_group=[TAX_GROUP])
+    return [Motif(record.matrix_id, record.name, _counts(record)) for record in records]
 
 
-def _from_file(path: Path):
-    from Bio import motifs
-
+def _from_file(path: Path) -> list[Motif]:
     try:
-        head = path.read_text()[:200]
+        text = path.read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
             f"{path}: no readable motif file ({error}); give a JASPAR or MEME file, or a release such as JASPAR2018"
         ) from error
-    file_format = "minimal" if "MEME version" in head else "jaspar"
     try:
-        with open(path) as file:
-            records = list(motifs.parse(file, file_format))
-    except (ValueError, IndexError, KeyError) as error:
+        motifs = _from_meme(text) if "MEME version" in text[:200] else _from_jaspar(text)
+    except Exception as error:  # Biopython raises bare ones
         raise InputError(f"{path}: not a JASPAR or MEME motif file: {error}") from error
-    if not records:
+    if not motifs:
         raise InputError(f"{path}: holds no motif in JASPAR or MEME format")
-    return records
+    return motifs
+
+
+def _from_jaspar(text: str) -> list[Motif]:
+    from Bio import motifs
+
+    records = motifs.parse(io.StringIO(text), "jaspar")
+    return [Motif(record.matrix_id or record.name, record.name, _counts(record)) for record in records]
+
+
+def _from_meme(text: str) -> list[Motif]:
+    """Motifs of the minimal MEME format. Biopython rounds its frequencies to counts of whole sites; here they stay."""
+    motifs = []
+    for block in re.split(r"^MOTIF ", text, flags=re.MULTILINE)[1:]:
+        title, body = block.split("letter-probability matrix:", 1)
+        options, *lines = body.splitlines()
+        n_sites = re.search(r"nsites= *([\d.]+)", options)
+        rows = itertools.takewhile(lambda fields: len(fields) == 4, map(str.split, lines))
+        frequencies = np.array([[float(value) for value in row] for row in rows])
+        words = title.split()
+        counts = frequencies.T * (float(n_sites[1]) if n_sites else MEME_SITES)
+        motifs.append(Motif(words[0], words[-1], counts))
+    return motifs
 
 
 def _counts(record) -> np.ndarray:

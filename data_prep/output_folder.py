@@ -21,8 +21,8 @@ def write_json(path: Path, content: dict) -> None:
     path.write_text(json.dumps(content, indent=1) + "\n")
 
 
-def is_up_to_date(out: Path, made_from: str, overwrite: bool) -> bool:
-    """True if `out` already holds what `made_from` (a fingerprint) gives; it is then to be used as it is.
+def is_up_to_date(out: Path, made_from: str, overwrite: bool, manifest: str = MANIFEST) -> bool:
+    """True if `out` already holds what `made_from` (a fingerprint) gives, by its `manifest`; it is to be used as it is.
 
     Raises `InputError` where `out` holds anything else and `overwrite` is off.
     """
@@ -30,7 +30,7 @@ def is_up_to_date(out: Path, made_from: str, overwrite: bool) -> bool:
         return False
     if not out.is_dir():
         raise InputError(f"{out}: is a file; choose another folder with --out")
-    if _fingerprint_of(out / MANIFEST) == made_from:
+    if _fingerprint_of(out / manifest) == made_from:
         return True
     if any(out.iterdir()) and not overwrite:
         raise InputError(f"{out}: holds other files; choose another folder with --out, or replace it with --overwrite")

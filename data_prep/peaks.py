@@ -4,6 +4,7 @@ Coordinates are 0-based half-open, as in BED.
 """
 
 import gzip
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,14 +70,14 @@ def read_regions(path: Path | str) -> Regions:
                     raise InputError(
                         f"{path}:{number}: start and end must be whole numbers, not {fields[1]!r} and {fields[2]!r}"
                     ) from None
-                if not 0 <= first < last:
+                if not 0 <= first < last < 2**63:
                     raise InputError(
                         f"{path}:{number}: start {first} and end {last} are no interval (BED: 0 <= start < end)"
                     )
                 chromosome.append(names.setdefault(fields[0], len(names)))
                 start.append(first)
                 end.append(last)
-    except (OSError, UnicodeDecodeError, EOFError) as error:
+    except (OSError, UnicodeDecodeError, EOFError, zlib.error) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise InputError(f"{path}: cannot be read as BED or narrowPeak: {reason}") from error
     return Regions(np.array(chromosome, np.int32), np.array(start, np.int64), np.array(end, np.int64), tuple(names))

@@ -1,6 +1,7 @@
 """`pseudobulk`: a peak count matrix (regions x cells) to one BED of accessible regions a cell type."""
 
 import re
+from collections.abc import Container
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -44,13 +45,13 @@ def run(config: PseudobulkConfig) -> None:
 
     counts = read_matrix(config.matrix)
     regions = read_regions(config.regions)
-    barcodes = read_barcodes(config.barcodes, counts.shape[1])
+    cell_type_of = read_cell_types(config.cell_types, config.cell_type_key, config.barcode_key)
+    barcodes = read_barcodes(config.barcodes, counts.shape[1], cell_type_of)
     if counts.shape != (len(regions), len(barcodes)):
         raise InputError(
             f"{config.matrix}: {counts.shape[0]} x {counts.shape[1]}, but {config.regions} has {len(regions)} regions "
             f"and {config.barcodes} {len(barcodes)} barcodes; the matrix must be regions x cells"
         )
-    cell_type_of = read_cell_types(config.cell_types, config.cell_type_key, config.barcode_key)
     labels = [cell_type_of.get(barcode) for barcode in barcodes]
     names = sorted({label for label in labels if label})
     if not names:
@@ -88,10 +89,11 @@ def read_matrix(path: str) -> scipy.sparse.csc_array:
     return matrix
 
 
-def read_barcodes(path: str, columns: int) -> list[str]:
-    """The first column of each line; a header is recognised by its making one line too many for the matrix."""
-    lines = [line.split("\t")[0].strip() for line in Path(path).read_text().splitlines() if line.strip()]
-    if len(lines) == columns + 1:
+def read_barcodes(path: str, columns: int, known: Container[str]) -> list[str]:
+    """The first column of each line. A header is recognised by its making one line too many for the matrix, and by its
+    not being one of the `known` barcodes."""
+    lines = [line.split("\t")[0].strip() for line in _lines(path) if line.strip()]
+    if len(lines) == columns + 1 and lines[0] not in known:
         print(f"{path}: first line ({lines[0]!r}) taken as a header: one line more than the matrix has columns")
         lines = lines[1:]
     if len(set(lines)) < len(lines):
@@ -102,7 +104,7 @@ def read_barcodes(path: str, columns: int) -> list[str]:
 
 def read_cell_types(path: str, cell_type_key: str, barcode_key: str | None) -> dict[str, str]:
     """Cell type by barcode, for barcodes that have one (not empty, not NA)."""
-    lines = Path(path).read_text().splitlines()
+    lines = _lines(path)
     header = lines[0].split("\t") if lines else []
     for key in filter(None, (cell_type_key, barcode_key)):
         if key not in header:
@@ -118,8 +120,17 @@ def read_cell_types(path: str, cell_type_key: str, barcode_key: str | None) -> d
         if len(fields) <= max(barcode_at, cell_type_at):
             raise InputError(f"{path}:{number}: {len(fields)} columns where the header has {len(header)}")
         if fields[cell_type_at].strip() not in ("", "NA"):
-            cell_types[fields[barcode_at].strip()] = fields[cell_type_at].strip()
+            barcode, cell_type = fields[barcode_at].strip(), fields[cell_type_at].strip()
+            if cell_types.setdefault(barcode, cell_type) != cell_type:
+                raise InputError(f"{path}:{number}: barcode {barcode!r} has another cell type above; remove one")
     return cell_types
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text().splitlines()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text: {error}; decompress it or save it as UTF-8") from error
 
 
 def accessible_by_cell_type(counts: scipy.sparse.csc_array, labels: list[str | None], names: list[str]) -> np.ndarray:

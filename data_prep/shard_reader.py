@@ -23,8 +23,8 @@ def read_manifest(folder: Path | str) -> dict:
         manifest = json.loads(path.read_text())
     except ValueError as error:
         raise InputError(f"{path}: not JSON: {error}; make the shards anew") from error
-    if manifest.get("format") != FORMAT:
-        raise InputError(f"{path}: not a manifest of shards (its format is {manifest.get('format')!r})")
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise InputError(f"{path}: not a manifest of shards of this program")
     if manifest.get("format_version") != FORMAT_VERSION:
         raise InputError(
             f"{path}: shards of format version {manifest.get('format_version')}, this program reads {FORMAT_VERSION}; "
@@ -81,6 +81,7 @@ class ShardReader:
         return self.index["cell_type"]
 
     def __getitem__(self, number: int) -> Sample:
+        number = range(len(self))[number]
         row = self.index[number]
         shard = int(np.searchsorted(self.first_of_shard, number, side="right")) - 1
         start = int(row["offset"][0])

@@ -59,7 +59,7 @@ class ShardsConfig:
     val_chroms: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Chromosomes held out for validation, or 'none'; default: the one whose share is nearest to 5%."
+            "help": "Chromosomes held out for validation, or 'none'; default: the one whose share is nearest to 5%%."
         },
     )
     samples_per_shard: int = field(default=1000, metadata={"help": "Samples in a shard; about 20 kB each."})
@@ -87,6 +87,8 @@ def run(config: ShardsConfig) -> None:
     started = time.monotonic()
     if config.samples_per_shard < 1 or config.workers < 1:
         raise InputError("--samples_per_shard and --workers must be at least 1")
+    if config.seed < 0:
+        raise InputError("--seed must not be negative")
     out = Path(config.out)
     files = peak_files(config.peaks)
     motifs = load_motifs(config.motifs)
@@ -112,9 +114,10 @@ def run(config: ShardsConfig) -> None:
     usable = n_share(sequences) <= grouping.MAX_N_SHARE
     samples = grouping.group(regions.chromosome, rows_by_cell_type, usable)
     if not len(samples):
+        fullest = max(zip(map(len, peaks), map(str, files.values()), strict=True))
         raise InputError(
             f"no cell type has {REGIONS_PER_SAMPLE} accessible regions on any chromosome, so there is no sample to "
-            f"write; the fullest of {len(files)} peak files holds {max(map(len, peaks))} peaks"
+            f"write; the fullest of {len(files)} peak files, {fullest[1]}, holds {fullest[0]} peaks"
         )
     val_chroms = validation_chromosomes(config.val_chroms, samples, genome)
     counts = grouping.count_regions(peaks, rows_by_cell_type, usable, samples)

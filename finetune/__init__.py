@@ -1,0 +1,1 @@
+"""Downstream tasks: fine-tuning of converted checkpoints, beside baselines on the same split."""

@@ -23,6 +23,10 @@ def folder(run_dir: Path | str) -> Path:
     return Path(run_dir) / "checkpoints"
 
 
+def name_of(step: int) -> str:
+    return f"step-{step:06d}"
+
+
 def newest(run_dir: Path | str) -> Path | None:
     """The newest whole checkpoint, or None. Raises `InputError` where `latest` names one that is not there."""
     latest = folder(run_dir) / "latest"
@@ -60,15 +64,15 @@ def _check_same(checkpoint: Path, found: dict, expected: dict, what: str) -> Non
 
 def save(engine, run_dir: Path, step: int, state: dict, keep_last: int) -> None:
     """Write a checkpoint of all ranks, move `latest` to it, and remove all but the last `keep_last` and the best."""
-    name = f"step-{step:06d}"
+    name = name_of(step)
     engine.save_checkpoint(str(folder(run_dir)), tag=name, client_state={"step": step}, save_latest=False)
     if ranks.is_first():
         write_atomically(folder(run_dir) / name / STATE, json.dumps({"step": step, **state}, indent=1))
         write_atomically(folder(run_dir) / "latest", name)
-        best = state["best"]["step"] if state.get("best") else None
+        best = name_of(state["best"]["step"]) if state["best"] else None
         whole = sorted(path.parent for path in folder(run_dir).glob(f"step-*/{STATE}"))
         for old in whole[:-keep_last]:
-            if old.name != f"step-{best:06d}" if best is not None else True:
+            if old.name != best:
                 shutil.rmtree(old)
     dist.barrier()
 

@@ -14,6 +14,7 @@ from kernels.kmer_mask import IGNORED, N_SPECIAL, MaskedBatch
 from pretrain.config import ModelConfig
 
 INITIAL_TEMPERATURE = 0.07
+SMALLEST_STD = 1e-3  # of a motif's affinity; one that hardly varies is not blown up
 LARGEST_SCALE = 100.0  # of the logits of sequence-region matching, as CLIP clips it
 
 
@@ -79,7 +80,7 @@ def region_image(binding: torch.Tensor, mean: torch.Tensor, std: torch.Tensor, s
     Each motif is standardised, so that all weigh alike; then the matrix [batch, 10, n_motifs] is resized bilinearly,
     with anti-aliasing, since it is narrowed from 579 columns.
     """
-    standardised = (binding.float() - mean) / std.clamp(min=1e-3)
+    standardised = (binding.float() - mean) / std.clamp(min=SMALLEST_STD)
     return F.interpolate(standardised[:, None], size=size, mode="bilinear", antialias=True, align_corners=False)
 
 

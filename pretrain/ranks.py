@@ -30,7 +30,7 @@ def join() -> None:
             torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // on_this_host))
         # An all-reduce for inference that DeepSpeed would compile at the first run; training does not call it, and it
         # needs a compiler that a user's machine may not have.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm_op"] = False
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(verbose=False)
 
 
