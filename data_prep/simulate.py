@@ -1,9 +1,10 @@
 """`simulate`: a small atlas with known truth, in the file formats of the real data.
 
-The genome has isochores (domains of one GC content) and a third-order background. Accessible regions hold instances of
-real JASPAR motifs: a cell type's own, and some that all share. A quarter of the regions are promoters, with a TATA box
-and an initiator at their places from the transcription start site (TSS). So masked k-mers, neighbourhood, binding
-matrix and promoter labels all carry something to learn. Everything written says that it is simulated.
+The genome has isochores (domains of one GC content) and a third-order background. Accessible regions have a GC content
+of their own, and hold instances of real JASPAR motifs: a cell type's own, and some that all share. A quarter of the
+regions are promoters, with a TATA box and an initiator at their places from the transcription start site (TSS). So
+masked k-mers, neighbourhood, binding matrix and promoter labels all carry something to learn. Everything written says
+that it is simulated.
 """
 
 from dataclasses import asdict, dataclass, field
@@ -34,6 +35,8 @@ RELEASE = "JASPAR2018"
 
 TELOMERE = 10_000  # bp of N at each chromosome's start
 ISOCHORE = 100_000  # bp of one GC content
+ISOCHORE_TILT = 1.4  # log-odds of G or C against A or T, at most, from an isochore's GC content
+ISLAND_SHARE = 0.4  # of a region's bases, at most, turned towards G and C (an island) or A and T
 REGION_MEAN, REGION_MIN, REGION_MAX = 505, 150, 2000  # bp, as in the human fetal atlas
 GAP_MEAN = 450  # bp between accessible regions
 ACCESSIBLE_SHARE = 0.35  # of the regions, in each cell type
@@ -69,7 +72,7 @@ def run(config: SimulateConfig) -> None:
     out = Path(config.out)
     if config.seed < 0:
         raise InputError("--seed must not be negative")
-    made_from = fingerprint(simulate=1, seed=config.seed)
+    made_from = fingerprint(simulate=2, seed=config.seed)
     if is_up_to_date(out, made_from, config.overwrite):
         print(f"{out}: up to date")
         return
@@ -83,6 +86,7 @@ def run(config: SimulateConfig) -> None:
     for name, length in CHROMOSOMES.items():
         genome[name] = random_chromosome(rng, length, background)
         regions[name] = random_regions(rng, length)
+        tilt_regions(rng, genome[name], regions[name])
         plant_motifs(rng, genome[name], regions[name], motifs)
         plant_promoters(rng, genome[name], regions[name], core_promoter)
 
@@ -126,7 +130,7 @@ def third_order_background(rng: np.random.Generator) -> np.ndarray:
 def random_chromosome(rng: np.random.Generator, length: int, background: np.ndarray) -> np.ndarray:
     """Base codes, uint8 [length]: isochores of their own GC content, all walked forward at once."""
     n = -(-length // ISOCHORE)
-    gc_tilt = rng.uniform(-0.7, 0.7, size=n)[:, None] * np.array([-0.5, -0.5, 0.5, 0.5])
+    gc_tilt = rng.uniform(-ISOCHORE_TILT, ISOCHORE_TILT, size=n)[:, None] * np.array([-0.5, -0.5, 0.5, 0.5])
     sequence = rng.integers(0, 4, size=(ISOCHORE, n), dtype=np.uint8)
     uniform = rng.random(size=(ISOCHORE, n))
     for i in range(3, ISOCHORE):
@@ -161,6 +165,14 @@ def sample_instance(rng: np.random.Generator, motif: Motif) -> np.ndarray:
     frequencies = motif.counts[["ACGT".index(letter) for letter in LETTERS]]
     cumulative = np.cumsum(frequencies / frequencies.sum(axis=0), axis=0)
     return (rng.random(frequencies.shape[1]) > cumulative).sum(axis=0).clip(max=3).astype(np.uint8)
+
+
+def tilt_regions(rng: np.random.Generator, chromosome: np.ndarray, regions: AccessibleRegions) -> None:
+    """Give each region a GC content of its own, in place, as CpG islands and their opposite have."""
+    for start, end in zip(regions.start, regions.end, strict=True):
+        turned = start + np.flatnonzero(rng.random(end - start) < rng.uniform(0, ISLAND_SHARE))
+        pair = "GC" if rng.random() < 0.5 else "AT"
+        chromosome[turned] = rng.choice(np.array([LETTERS.index(letter) for letter in pair], np.uint8), len(turned))
 
 
 def plant_motifs(

@@ -11,6 +11,7 @@ from transformers import (
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    PrinterCallback,
     Trainer,
     TrainingArguments,
 )
@@ -66,6 +67,7 @@ def fit_and_predict(
         train_dataset=TokenizedSequences.of(train, tokenizer),
         processing_class=tokenizer,
     )
+    trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=any(Path(arguments.output_dir).glob("checkpoint-*")) or None)
     logits = trainer.predict(TokenizedSequences.of(test, tokenizer)).predictions
     return torch.from_numpy(logits).double().softmax(1).numpy()

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.utils import logging
 
@@ -175,6 +176,8 @@ def fine_tuned(
     """Probabilities of a fine-tuned encoder over `test`."""
     quiet = not sys.stderr.isatty()
     logging.set_verbosity_error()
+    if quiet:
+        logging.disable_progress_bar()
     arguments = TrainingArguments(
         output_dir=str(out / ("pretrained" if pretrained else "scratch")),
         num_train_epochs=config.epochs,
@@ -189,6 +192,7 @@ def fine_tuned(
         save_total_limit=1,
         logging_steps=50,
         disable_tqdm=quiet,
+        dataloader_pin_memory=torch.cuda.is_available(),
         report_to="wandb" if config.wandb else "none",
         run_name=f"{config.task}-{'pretrained' if pretrained else 'scratch'}",
     )

@@ -13,13 +13,14 @@ import contextlib
 import importlib.metadata
 import io
 import json
+import logging
 from pathlib import Path
 
 import timm
 import torch
+import transformers
 from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 from safetensors.torch import save_file
-from transformers import PreTrainedTokenizerFast
 
 from data_prep.errors import InputError, ends_on_input_error
 from data_prep.kmers import kmer_tokenizer, kmer_vocabulary
@@ -58,6 +59,8 @@ def convert(run_dir: Path, out_dir: Path, which: str, overwrite: bool) -> None:
     if is_up_to_date(out_dir, made_from, overwrite, DESCRIPTION):
         print(f"{out_dir}: up to date with {source}")
         return
+    transformers.utils.logging.disable_progress_bar()
+    logging.getLogger("timm").setLevel(logging.ERROR)  # it warns of ImageNet's colour statistics, which are not used
     config = ModelConfig(**state["model"])
     model = load_model(source, config, len(record["motifs"]))
 
@@ -118,7 +121,7 @@ def find_checkpoint(run_dir: Path, which: str) -> Path:
 
 def load_model(source: Path, config: ModelConfig, n_motifs: int) -> GeneBERT:
     """The model of a ZeRO checkpoint, fp32, on the CPU."""
-    with contextlib.redirect_stdout(io.StringIO()):
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         weights = get_fp32_state_dict_from_zero_checkpoint(str(source.parent), tag=source.name)
     model = GeneBERT(config, torch.zeros(n_motifs), torch.ones(n_motifs))
     model.load_state_dict(weights)
@@ -127,7 +130,7 @@ def load_model(source: Path, config: ModelConfig, n_motifs: int) -> GeneBERT:
 
 def write_tokenizer(folder: Path, config: ModelConfig) -> None:
     """tokenizer.json and its configuration for AutoTokenizer, and DNABERT's vocab.txt."""
-    tokenizer = PreTrainedTokenizerFast(
+    tokenizer = transformers.PreTrainedTokenizerFast(
         tokenizer_object=kmer_tokenizer(config.k),
         model_max_length=config.max_tokens,
         unk_token="[UNK]",

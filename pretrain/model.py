@@ -1,6 +1,7 @@
 """GeneBERT: a BERT over k-mers, a timm vision model over the binding matrix, and the heads of three objectives."""
 
 import json
+import math
 from dataclasses import dataclass
 
 import timm
@@ -10,7 +11,7 @@ from torch import nn
 from transformers import BertConfig, BertForPreTraining
 
 from data_prep.errors import InputError
-from kernels.kmer_mask import IGNORED, N_SPECIAL, MaskedBatch
+from kernels.kmer_mask import IGNORED, MASK, N_SPECIAL, MaskedBatch
 from pretrain.config import ModelConfig
 
 INITIAL_TEMPERATURE = 0.07
@@ -60,11 +61,13 @@ class GeneBERT(nn.Module):
         hidden = encoded.last_hidden_state
         row, slot = (batch.labels != IGNORED).nonzero(as_tuple=True)
         at_masked = hidden[row, batch.masked_positions[row, slot]]
+        kmers = ((batch.token_ids >= N_SPECIAL) | (batch.token_ids == MASK))[..., None]
+        mean = (hidden * kmers).sum(1) / kmers.sum(1).clamp(min=1)
         region = self.region(region_image(binding, self.binding_mean, self.binding_std, self.image_size))
         return Outputs(
             mgm_logits=self.sequence.cls.predictions(at_masked),
             ngsp_logits=self.sequence.cls.seq_relationship(encoded.pooler_output),
-            sequence=F.normalize(self.sequence_projection(hidden[:, 0]).float(), dim=1),
+            sequence=F.normalize(self.sequence_projection(mean).float(), dim=1),
             region=F.normalize(self.region_projection(region).float(), dim=1),
         )
 
@@ -93,6 +96,8 @@ def sequence_config(config: ModelConfig) -> BertConfig:
         num_attention_heads=config.heads,
         intermediate_size=config.intermediate_size,
         max_position_embeddings=config.max_tokens,
+        # BERT-base's 0.02, and for other widths what keeps a layer's output on the same scale.
+        initializer_range=0.02 * math.sqrt(768 / config.hidden_size),
         hidden_dropout_prob=config.dropout,
         attention_probs_dropout_prob=config.dropout,
         attn_implementation="sdpa",

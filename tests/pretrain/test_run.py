@@ -1,0 +1,207 @@
+"""The user's command, end to end: the real launcher, engine, readers and files, with the smallest model."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from data_prep.shard_reader import ShardReader, read_manifest
+from pretrain import checkpoint
+from pretrain.convert import convert, load_model
+
+ROOT = Path(__file__).parents[2]
+CURVES = ("loss/total", "loss/mgm", "loss/ngsp", "loss/srm", "optim/grad_norm")
+
+
+def metrics(run_dir: Path) -> list[dict]:
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def curve(run_dir: Path, name: str = "loss/total") -> dict[int, float]:
+    return {row["step"]: row[name] for row in metrics(run_dir) if name in row}
+
+
+def assert_same_curves(one: Path, other: Path) -> None:
+    for name in CURVES:
+        found, expected = curve(one, name), curve(other, name)
+        assert found.keys() == expected.keys()
+        for step in expected:
+            assert found[step] == pytest.approx(expected[step], rel=1e-5), (name, step)
+    for name in ("val/loss/total", "val/srm/recall_at_1", "val/ngsp/accuracy"):
+        assert curve(one, name) == pytest.approx(curve(other, name), rel=1e-4)
+
+
+@pytest.fixture(scope="module")
+def on_two_ranks(tmp_path_factory, pretrain, ds_config) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "two"
+    output = pretrain(2, "--ds_config", str(ds_config(9)), "--out", str(out), "--save_every", "8")
+    assert "20 steps of 9 samples on 2 ranks (1 x 5 each, 1 padded)" in output
+    return out
+
+
+def test_a_run_logs_every_step_and_draws_its_curves(on_two_ranks):
+    assert list(curve(on_two_ranks)) == list(range(1, 21))
+    assert list(curve(on_two_ranks, "val/loss/total")) == [10, 20]
+    last = metrics(on_two_ranks)[-2]
+    expected = last["loss/mgm"] + last["loss/ngsp"] + 0.5 * last["loss/srm"]
+    assert last["loss/total"] == pytest.approx(expected)
+    for name in ("mgm/perplexity", "srm/recall_at_5", "srm/temperature", "perf/samples_per_s", "perf/data_wait_share"):
+        assert np.isfinite(last[name])
+    assert (on_two_ranks / "curves.png").stat().st_size > 10_000
+
+
+def test_the_learning_rate_warms_up_and_decays(on_two_ranks):
+    rates = list(curve(on_two_ranks, "optim/lr").values())
+    peak = int(np.argmax(rates))
+    assert 3 <= peak <= 6
+    assert rates[:peak] == sorted(rates[:peak])
+    assert rates[peak:] == sorted(rates[peak:], reverse=True)
+    assert rates[-1] < 0.1 * max(rates)
+
+
+def test_checkpoints_are_kept_as_asked(on_two_ranks):
+    kept = sorted(path.name for path in (on_two_ranks / "checkpoints").glob("step-*"))
+    assert kept == ["step-000008", "step-000016", "step-000020"]
+    assert checkpoint.newest(on_two_ranks).name == "step-000020"
+
+
+@pytest.mark.parametrize(
+    ("n_ranks", "micro_batch", "layout"),
+    [(1, None, "on 1 ranks (1 x 9 each, 0 padded)"), (2, 3, "on 2 ranks (2 x 3 each, 3 padded)")],
+)
+def test_the_curve_does_not_depend_on_ranks_rounds_and_padding(
+    tmp_path, pretrain, ds_config, on_two_ranks, n_ranks, micro_batch, layout
+):
+    path = str(ds_config(9, micro_batch))
+    output = pretrain(n_ranks, "--ds_config", path, "--out", str(tmp_path), "--workers", "0")
+    assert layout in output
+    assert_same_curves(tmp_path, on_two_ranks)
+
+
+def test_a_killed_run_resumes_and_its_curve_joins(tmp_path, deepspeed, pretrain, ds_config, on_two_ranks):
+    arguments = ("--ds_config", str(ds_config(9)), "--out", str(tmp_path), "--save_every", "8")
+    process = deepspeed(2, *arguments)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "metrics.jsonl").is_file() or len(curve_so_far(tmp_path)) < 11:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    for rank in ranks_of(process.pid):
+        os.kill(rank, signal.SIGKILL)
+    process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert checkpoint.newest(tmp_path).name in ("step-000008", "step-000016")
+    assert "resuming at step" in pretrain(2, *arguments)
+    assert_same_curves(tmp_path, on_two_ranks)
+    assert "complete, 20 steps were done" in pretrain(2, *arguments)
+
+
+def curve_so_far(run_dir: Path) -> list[str]:
+    return [line for line in (run_dir / "metrics.jsonl").read_text().splitlines() if "loss/mgm" in line]
+
+
+def ranks_of(launcher: int) -> list[int]:
+    """Processes that run pretrain/main.py below a launcher, readers of data aside."""
+    table = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout
+    rows = [line.split(None, 2) for line in table.splitlines()[1:]]
+    below, frontier = set(), {launcher}
+    while frontier:
+        frontier = {int(pid) for pid, parent, _ in rows if int(parent) in frontier}
+        below |= frontier
+    return [int(pid) for pid, _, args in rows if int(pid) in below and "-u pretrain/main.py" in args]
+
+
+BARE = """
+import json, sys
+import torch
+from transformers import AutoModel, AutoTokenizer
+import timm  # the encoder of regions
+
+folder, out = sys.argv[1:]
+assert not any(name.split(".")[0] in ("pretrain", "data_prep", "kernels", "finetune") for name in sys.modules)
+batch = torch.load(out, weights_only=True)
+model = AutoModel.from_pretrained(folder + "/sequence").eval()
+with torch.no_grad():
+    hidden = model(batch["ids"], token_type_ids=batch["segments"], attention_mask=batch["mask"]).last_hidden_state
+    config = json.load(open(folder + "/region/config.json"))
+    by_path = timm.create_model(config["architecture"], checkpoint_path=folder + "/region/model.safetensors",
+                                num_classes=0, **config["model_args"]).eval()
+    by_folder = timm.create_model("local-dir:" + folder + "/region", pretrained=True).eval()
+    region = by_path(batch["image"])
+    assert torch.equal(region, by_folder(batch["image"]))
+tokenizer = AutoTokenizer.from_pretrained(folder + "/sequence")
+ids = tokenizer("ACGTacgtnACG")["input_ids"]
+vocabulary = tokenizer.get_vocab()
+torch.save({"hidden": hidden, "region": region, "ids": torch.tensor(ids), "size": len(tokenizer)}, out)
+assert not any(name.split(".")[0] in ("pretrain", "data_prep", "kernels", "finetune") for name in sys.modules)
+"""
+
+
+@pytest.fixture(scope="module")
+def converted(on_two_ranks, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("converted") / "genebert"
+    convert(on_two_ranks, out, "latest", overwrite=False)
+    return out
+
+
+def test_a_process_without_this_project_reads_the_converted_model(
+    on_two_ranks, converted, model_config, shards, tmp_path
+):
+    torch.manual_seed(0)
+    reader = ShardReader(shards, "val")
+    binding = torch.from_numpy(np.stack([reader[i].binding for i in range(4)]))
+    model = load_model(checkpoint.newest(on_two_ranks), model_config, binding.shape[-1])
+    description = json.loads((converted / "genebert.json").read_text())
+    transform = {name: torch.tensor(description["transform"][name]) for name in ("mean", "std")}
+    standardised = (binding.float() - transform["mean"]) / transform["std"]
+    image = torch.nn.functional.interpolate(
+        standardised[:, None], tuple(description["transform"]["resize"]["size"]), mode="bilinear", antialias=True
+    )
+    ids = torch.randint(0, 69, (4, 30))
+    mask = torch.ones_like(ids)
+    mask[1, 20:] = 0
+    segments = (torch.arange(30) > 14).long().expand(4, 30).contiguous()
+    path = tmp_path / "exchange.pt"
+    torch.save({"ids": ids, "segments": segments, "mask": mask, "image": image}, path)
+    subprocess.run([sys.executable, "-c", BARE, str(converted), str(path)], cwd=tmp_path, check=True)
+    found = torch.load(path, weights_only=True)
+    with torch.no_grad():
+        hidden = model.sequence.bert(ids, token_type_ids=segments, attention_mask=mask).last_hidden_state
+        region = model.region(image)
+    torch.testing.assert_close(found["hidden"], hidden, rtol=0, atol=1e-5)
+    torch.testing.assert_close(found["region"], region, rtol=0, atol=1e-5)
+    vocabulary = (converted / "sequence" / "vocab.txt").read_text().split()
+    kmers = ["ACG", "CGT", "GTA", "TAC", "ACG", "CGT", "GTN", "TNA", "NAC", "ACG"]
+    expected = ["[CLS]", *(kmer if "N" not in kmer else "[UNK]" for kmer in kmers), "[SEP]"]
+    assert [vocabulary[i] for i in found["ids"].tolist()] == expected
+    assert found["size"] == len(vocabulary) == 69
+
+
+def test_the_converted_model_equals_the_one_that_trained(on_two_ranks, model_config, shards):
+    """Both ranks' optimizer partitions, put together, are the weights that DeepSpeed broadcast to the model."""
+    newest = checkpoint.newest(on_two_ranks)
+    held = torch.load(newest / "mp_rank_00_model_states.pt", weights_only=False)["module"]
+    model = load_model(newest, model_config, len(read_manifest(shards)["motifs"]))
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(tensor, held[name], rtol=0, atol=0)
+
+
+def test_genebert_json_names_the_motifs_in_order(converted, shards):
+    description, manifest = json.loads((converted / "genebert.json").read_text()), read_manifest(shards)
+    assert description["motifs"] == manifest["motifs"]
+    assert description["transform"]["mean"] == pytest.approx(manifest["binding_mean"], rel=1e-6)
+    assert (description["k"], description["step"]) == (3, 20)
+
+
+def test_converting_again_changes_nothing(on_two_ranks, converted, capsys):
+    before = {path: path.stat().st_mtime_ns for path in converted.rglob("*")}
+    convert(on_two_ranks, converted, "latest", overwrite=False)
+    assert "up to date" in capsys.readouterr().out
+    assert before == {path: path.stat().st_mtime_ns for path in converted.rglob("*")}
