@@ -88,7 +88,7 @@ def run(config: FinetuneConfig) -> None:
     results_path = out / "results.json"
     if is_up_to_date(out, made_from, config.overwrite or belongs(out, made_from), "results.json"):
         print(f"{out}: up to date")
-        print_table(json.loads(results_path.read_text()))
+        print("\n".join(format_scores(json.loads(results_path.read_text()))))
         return
     if not belongs(out, made_from):
         shutil.rmtree(out, ignore_errors=True)
@@ -135,7 +135,7 @@ def run(config: FinetuneConfig) -> None:
     }
     write_csv(out / "results.csv", results)
     write_json(results_path, results)
-    print_table(results)
+    print("\n".join(format_scores(results)))
     print(f"{out}: results.json, results.csv, predictions.tsv, roc_pr.png")
 
 
@@ -211,15 +211,15 @@ def report_audit(audited: dict[str, dict[str, int]], dedup: bool) -> None:
             )
 
 
-def print_table(results: dict) -> None:
-    print(f"{'model':<12}{'precision':>10}{'recall':>8}{'AUC':>8}{'MCC':>8}{'seconds':>9}")
+def format_scores(results: dict) -> list[str]:
+    """A table of the scores, a line each; a collapsed model is named."""
+    columns = {"precision": 10, "recall": 8, "auc": 8, "mcc": 8}
+    lines = [f"{'model':<12}" + "".join(f"{name:>{width}}" for name, width in columns.items()) + f"{'seconds':>9}"]
     for name, score in results["scores"].items():
-        values = "".join(
-            f"{score[key]:>{width}.3f}"
-            for key, width in zip(("precision", "recall", "auc", "mcc"), (10, 8, 8, 8), strict=True)
-        )
+        values = "".join(f"{score[column]:>{width}.3f}" for column, width in columns.items())
         collapsed = "  collapsed: predicts one class throughout" if score["collapsed"] else ""
-        print(f"{name:<12}{values}{score['seconds']:>9.1f}{collapsed}")
+        lines.append(f"{name:<12}{values}{score['seconds']:>9.1f}{collapsed}")
+    return lines
 
 
 def write_csv(path: Path, results: dict) -> None:

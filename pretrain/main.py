@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> None:
     model_config, run_config = parse(arguments, __doc__)
     ds_config, steps = with_steps(read_ds_config(run_config.ds_config), run_config.steps, run_config.ds_config)
     manifest = read_manifest(run_config.shards)
-    deepspeed.utils.logger.setLevel(logging.WARNING)
+    deepspeed.utils.logger.setLevel(logging.ERROR)
     ranks.join()
     try:
         pretrain(model_config, run_config, ds_config, steps, manifest)

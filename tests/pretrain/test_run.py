@@ -132,7 +132,7 @@ with torch.no_grad():
     hidden = model(batch["ids"], token_type_ids=batch["segments"], attention_mask=batch["mask"]).last_hidden_state
     config = json.load(open(folder + "/region/config.json"))
     by_path = timm.create_model(config["architecture"], checkpoint_path=folder + "/region/model.safetensors",
-                                num_classes=0, **config["model_args"]).eval()
+                                **config["model_args"]).eval()
     by_folder = timm.create_model("local-dir:" + folder + "/region", pretrained=True).eval()
     region = by_path(batch["image"])
     assert torch.equal(region, by_folder(batch["image"]))

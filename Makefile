@@ -1,0 +1,56 @@
+# make demo        everything on a simulated atlas: set-up, data, pre-training, conversion, fine-tuning, summary
+# make test        unit tests and short end-to-end runs
+# make clean-demo  forget what the demo made
+
+PYTHON ?= python3
+BIN := .venv/bin
+DEMO_STEPS := 400
+PRETRAINED := runs/pretrain/checkpoints/step-000$(DEMO_STEPS)/state.json
+
+.DELETE_ON_ERROR:
+.PHONY: demo test test-slow test-cluster test-cuda lint clean-demo
+
+demo: runs/finetune-promoter/results.json
+	$(BIN)/python finetune/summary.py
+
+.venv/installed: requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "error: $(PYTHON) is older than Python 3.11; name a newer one: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; \
+	  exit 2; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+data/demo/manifest.json: | .venv/installed
+	$(BIN)/python data_prep/main.py simulate --out data/demo
+
+data/peaks/manifest.json: | data/demo/manifest.json
+	$(BIN)/python data_prep/main.py pseudobulk --matrix data/demo/atlas/matrix.mtx --regions data/demo/atlas/regions.bed \
+	  --barcodes data/demo/atlas/barcodes.tsv --cell-types data/demo/atlas/cell_types.tsv --out data/peaks
+
+data/shards/manifest.json: | data/peaks/manifest.json
+	$(BIN)/python data_prep/main.py shards --genome data/demo/simulated_genome.fa --peaks data/peaks/*.bed --out data/shards
+
+$(PRETRAINED): | data/shards/manifest.json
+	$(BIN)/deepspeed --num_gpus 2 pretrain/main.py --ds_config ds_configs/zero2_cpu.json --config genebert-tiny \
+	  --steps $(DEMO_STEPS) --eval_every 100 --save_every 100
+
+runs/genebert/genebert.json: | $(PRETRAINED)
+	$(BIN)/python pretrain/convert.py runs/pretrain runs/genebert
+
+runs/finetune-promoter/results.json: | runs/genebert/genebert.json
+	$(BIN)/python finetune/run.py --task promoter
+
+test: .venv/installed
+	$(BIN)/python -m pytest
+
+test-slow test-cluster test-cuda: test-%: .venv/installed
+	$(BIN)/python -m pytest -m $*
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean-demo:
+	rm -rf data/demo data/peaks data/shards runs/pretrain runs/genebert runs/finetune-promoter

@@ -1,0 +1,73 @@
+"""The demo's commands, one after another, from an empty folder: the same programs, fewer steps."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PYTHON = sys.executable
+
+
+def run(folder: Path, *command: str) -> str:
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=400)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory) -> tuple[Path, dict[str, str]]:
+    """A folder in which the demo ran, and what each command printed."""
+    folder = tmp_path_factory.mktemp("demo")
+    prepare, atlas = str(ROOT / "data_prep" / "main.py"), "data/demo/atlas"
+    said = {"simulate": run(folder, PYTHON, prepare, "simulate")}
+    said["pseudobulk"] = run(
+        folder,
+        *(PYTHON, prepare, "pseudobulk", "--matrix", f"{atlas}/matrix.mtx", "--regions", f"{atlas}/regions.bed"),
+        *("--barcodes", f"{atlas}/barcodes.tsv", "--cell-types", f"{atlas}/cell_types.tsv"),
+    )
+    peaks = map(str, sorted((folder / "data" / "peaks").glob("*.bed")))
+    genome = "data/demo/simulated_genome.fa"
+    said["shards"] = run(folder, PYTHON, prepare, "shards", "--genome", genome, "--peaks", *peaks)
+    said["pretrain"] = run(
+        folder,
+        *(str(Path(PYTHON).with_name("deepspeed")), "--num_gpus", "2"),
+        *("--master_port", str(29200 + os.getpid() % 300), str(ROOT / "pretrain" / "main.py")),
+        *("--ds_config", str(ROOT / "ds_configs" / "zero2_cpu.json"), "--config", "genebert-tiny"),
+        *("--steps", "50", "--eval_every", "25", "--wandb", "offline"),
+    )
+    said["convert"] = run(folder, PYTHON, str(ROOT / "pretrain" / "convert.py"), "runs/pretrain", "runs/genebert")
+    said["finetune"] = run(folder, PYTHON, str(ROOT / "finetune" / "run.py"), "--task", "promoter", "--epochs", "1")
+    said["summary"] = run(folder, PYTHON, str(ROOT / "finetune" / "summary.py"))
+    return folder, said
+
+
+def test_pretraining_learns_on_held_out_chromosomes(demo):
+    rows = [json.loads(line) for line in (demo[0] / "runs/pretrain/metrics.jsonl").read_text().splitlines()]
+    first, last = (row["val/loss/total"] for row in rows if "val/loss/total" in row)
+    assert last < first
+    assert next(row["val/loss/mgm"] for row in reversed(rows) if "val/loss/mgm" in row) < 8.318  # ln 4096
+
+
+def test_wandb_holds_the_run_offline(demo):
+    assert list((demo[0] / "runs" / "pretrain" / "wandb").glob("offline-run-*/run-*.wandb"))
+
+
+def test_finetuning_scores_every_model_and_says_that_the_data_are_simulated(demo):
+    results = json.loads((demo[0] / "runs/finetune-promoter/results.json").read_text())
+    assert set(results["scores"]) == {"pretrained", "scratch", "linear"}
+    assert results["simulated"]
+    assert results["scores"]["linear"]["auc"] > 0.8
+    assert "(simulated data)" in demo[1]["finetune"]
+
+
+def test_the_summary_shows_what_was_measured_and_where_the_figures_are(demo):
+    folder, said = demo
+    for word in ("Pre-training: 50 steps", "simulated_genome", "srm/recall_at_1", "pretrained", "linear"):
+        assert word in said["summary"]
+    for figure in ("runs/pretrain/curves.png", "runs/finetune-promoter/roc_pr.png"):
+        assert figure in said["summary"]
+        assert (folder / figure).stat().st_size > 10_000
