@@ -35,15 +35,16 @@ NO_DECAY = ("bias", "LayerNorm.weight", "norm", "logit_scale", "relative_positio
 
 @ends_on_input_error
 def main(arguments: list[str] | None = None) -> None:
-    model_config, run_config = parse(arguments, __doc__)
-    ds_config, steps = with_steps(read_ds_config(run_config.ds_config), run_config.steps, run_config.ds_config)
-    manifest = read_manifest(run_config.shards)
-    deepspeed.utils.logger.setLevel(logging.ERROR)
-    ranks.join()
-    try:
-        pretrain(model_config, run_config, ds_config, steps, manifest)
-    finally:
-        ranks.leave()
+    with ranks.one_voice():
+        model_config, run_config = parse(arguments, __doc__)
+        ds_config, steps = with_steps(read_ds_config(run_config.ds_config), run_config.steps, run_config.ds_config)
+        manifest = read_manifest(run_config.shards)
+        deepspeed.utils.logger.setLevel(logging.ERROR)
+        ranks.join()
+        try:
+            pretrain(model_config, run_config, ds_config, steps, manifest)
+        finally:
+            ranks.leave()
 
 
 def pretrain(model_config: ModelConfig, config: RunConfig, ds_config: dict, steps: int, manifest: dict) -> None:

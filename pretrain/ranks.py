@@ -2,11 +2,16 @@
 
 import os
 import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
 
 from data_prep.errors import InputError
+
+SECONDS_FOR_THE_FIRST = 10
 
 
 def join() -> None:
@@ -53,6 +58,21 @@ def summed(values: torch.Tensor) -> torch.Tensor:
     values = values.clone()
     dist.all_reduce(values)
     return values
+
+
+@contextmanager
+def one_voice() -> Iterator[None]:
+    """Let the first rank alone report an `InputError`, which all ranks meet at about the same time.
+
+    The launcher ends every rank as soon as one has failed, so the others give the first a moment to speak.
+    """
+    try:
+        yield
+    except InputError:
+        if os.environ.get("RANK", "0") == "0":
+            raise
+        time.sleep(SECONDS_FOR_THE_FIRST)
+        raise SystemExit(2) from None
 
 
 def raise_together(error: InputError | None) -> None:
