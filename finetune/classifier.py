@@ -1,5 +1,6 @@
 """Sequence classification with a pre-trained or new encoder, trained by Hugging Face's Trainer."""
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,6 +69,20 @@ def fit_and_predict(
         processing_class=tokenizer,
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=any(Path(arguments.output_dir).glob("checkpoint-*")) or None)
+    trainer.train(resume_from_checkpoint=_has_whole_checkpoint(Path(arguments.output_dir)) or None)
     logits = trainer.predict(TokenizedSequences.of(test, tokenizer)).predictions
     return torch.from_numpy(logits).double().softmax(1).numpy()
+
+
+def n_truncated(tokenizer: PreTrainedTokenizerBase, k: int, data: LabelledSequences) -> tuple[int, int]:
+    """How many sequences are longer than the encoder reads, and how many bp it reads."""
+    longest = tokenizer.model_max_length - 2 + k - 1
+    return sum(len(sequence) > longest for sequence in data.sequences), longest
+
+
+def _has_whole_checkpoint(folder: Path) -> bool:
+    """True where there is a checkpoint to go on from; one that a killed run left half-written is removed."""
+    for checkpoint in folder.glob("checkpoint-*"):
+        if not (checkpoint / "trainer_state.json").is_file():
+            shutil.rmtree(checkpoint)
+    return any(folder.glob("checkpoint-*"))

@@ -30,7 +30,7 @@ def features(sequences: list[str], longest: int) -> sparse.csr_array:
         row[: len(here)] = here
     blocks = []
     for k in K_RANGE:
-        n_places = longest - k + 1
+        n_places = max(longest - k + 1, 0)
         ids = np.zeros((len(sequences), n_places), dtype=np.int32)
         known = np.ones_like(ids, dtype=bool)
         for j in range(k):

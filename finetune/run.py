@@ -50,8 +50,8 @@ class FinetuneConfig:
     learning_rate: float | None = field(
         default=None,
         metadata={
-            "help": "Peak, after a linear warm-up over a tenth of the steps; default: 5e-5 for an encoder of width 768, "
-            "and in inverse proportion for others."
+            "help": "Peak, after a linear warm-up over a tenth of the steps; default: 5e-5 for an encoder of width 768,"
+            " and in inverse proportion for others."
         },
     )
     weight_decay: float = field(default=0.01, metadata={"help": "Of AdamW."})
@@ -70,7 +70,9 @@ def main(arguments: list[str] | None = None) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    (config,) = parser.parse_args_into_dataclasses(arguments)
+    config, unknown = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
+    if unknown:
+        raise InputError(f"{unknown[0]}: no such argument; --help lists them")
     run(config)
 
 
@@ -79,9 +81,7 @@ def run(config: FinetuneConfig) -> None:
     task = TASKS.get(config.task)
     if task is None:
         raise InputError(f"--task {config.task}: there is no such task yet; there is {', '.join(TASKS)}")
-    unknown = sorted(set(config.models) - {"pretrained", "scratch", "linear"})
-    if unknown:
-        raise InputError(f"--models {unknown[0]}: give some of pretrained, scratch, linear")
+    check(config)
     checkpoint, out = Path(config.checkpoint), Path(config.out or f"runs/finetune-{config.task}")
     description = read_description(checkpoint)
     data = Path(config.data or task.default_data)
@@ -91,6 +91,12 @@ def run(config: FinetuneConfig) -> None:
         checkpoint=sha256_of_file(checkpoint / "sequence" / "model.safetensors"),
         config=asdict(config) | {"data": None, "out": None, "checkpoint": None, "overwrite": None, "wandb": None},
     )
+    splits, audited = audit(splits, config.dedup)
+    evaluated_on = "test" if "test" in splits else "dev"
+    train, test = splits["train"], splits[evaluated_on]
+    for split in (train, test):
+        if len(np.unique(split.labels)) < 2:
+            raise InputError(f"{split.path}: fewer than two classes are left after --dedup")
     results_path = out / "results.json"
     if is_up_to_date(out, made_from, config.overwrite or belongs(out, made_from), "results.json"):
         print(f"{out}: up to date")
@@ -101,15 +107,16 @@ def run(config: FinetuneConfig) -> None:
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "run.json", {"fingerprint": made_from, "config": asdict(config)})
 
-    splits, audited = audit(splits, config.dedup)
-    evaluated_on = "test" if "test" in splits else "dev"
-    train, test = splits["train"], splits[evaluated_on]
     simulated = is_simulated(data)
     print(
         f"{config.task}{' (simulated data)' if simulated else ''}: {len(train):,} training rows, {len(test):,} rows of "
         f"{test.path} to score"
     )
     report_audit(audited, config.dedup)
+    for split in (train, test):
+        cut, longest = classifier.n_truncated(classifier.load_tokenizer(checkpoint), description["k"], split)
+        if cut:
+            print(f"{split.path}: {cut:,} rows are cut to the {longest} bp that the encoder reads")
 
     probabilities, scores = {}, {}
     for name in config.models:
@@ -145,6 +152,18 @@ def run(config: FinetuneConfig) -> None:
     print(f"{out}: results.json, results.csv, predictions.tsv, roc_pr.png")
 
 
+def check(config: FinetuneConfig) -> None:
+    """Raise `InputError` for values that no run can have."""
+    unknown = sorted(set(config.models) - {"pretrained", "scratch", "linear"})
+    if unknown or not config.models:
+        raise InputError(f"--models {' '.join(unknown)}: give some of pretrained, scratch, linear")
+    for name, least in (("batch_size", 1), ("seed", 0), ("weight_decay", 0)):
+        if getattr(config, name) < least:
+            raise InputError(f"--{name} {getattr(config, name)}: give at least {least}")
+    if config.epochs <= 0 or (config.learning_rate is not None and config.learning_rate <= 0):
+        raise InputError("--epochs and --learning_rate must be above 0")
+
+
 def read_description(checkpoint: Path) -> dict:
     """genebert.json of a converted checkpoint."""
     path = checkpoint / DESCRIPTION
@@ -152,22 +171,30 @@ def read_description(checkpoint: Path) -> dict:
         raise InputError(
             f"{path}: no converted checkpoint there; make one with: python pretrain/convert.py RUN_DIR {checkpoint}"
         )
+    description = read_json(path)
+    weights = checkpoint / "sequence" / "model.safetensors"
+    if "k" not in description or "step" not in description or not weights.is_file():
+        raise InputError(f"{path}: not whole, or {weights} is missing; convert the checkpoint again")
+    return description
+
+
+def read_json(path: Path) -> dict:
+    """A JSON object; an empty one where the file is not there or holds none."""
     try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise InputError(f"{path}: not JSON: {error}; convert the checkpoint again") from error
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def belongs(out: Path, made_from: str) -> bool:
     """True where `out` holds a run of the same arguments that was not finished."""
-    path = out / "run.json"
-    return path.is_file() and json.loads(path.read_text()).get("fingerprint") == made_from
+    return read_json(out / "run.json").get("fingerprint") == made_from
 
 
 def is_simulated(data: Path) -> bool:
     """True where the folder, or the one above it, says that its data are simulated."""
-    manifests = [folder / MANIFEST for folder in (data, data.parent)]
-    return any(path.is_file() and json.loads(path.read_text()).get("simulated", False) for path in manifests)
+    return any(read_json(folder / MANIFEST).get("simulated", False) for folder in (data, data.parent))
 
 
 def fine_tuned(

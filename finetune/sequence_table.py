@@ -3,6 +3,7 @@
 import csv
 import re
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +58,7 @@ def read_table(path: Path, n_classes: int, shortest: int) -> LabelledSequences:
     `shortest`, or a label outside 0 ... n_classes - 1; also where only one class occurs.
     """
     sequences, labels = [], []
-    with open(path, newline="") as file:
+    with open(path, newline="", encoding="utf-8-sig", errors="replace") as file:
         rows = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
         missing = {"sequence", "label"} - set(rows.fieldnames or ())
         if missing:
@@ -65,7 +66,10 @@ def read_table(path: Path, n_classes: int, shortest: int) -> LabelledSequences:
                 f"{path}: has no column {min(missing)!r}; its columns are {', '.join(rows.fieldnames or ())}"
             )
         for row in rows:
-            sequence = joined(row["sequence"] or "")
+            try:
+                sequence = joined(row["sequence"] or "")
+            except ValueError as error:
+                raise InputError(f"{path}:{rows.line_num}: {error}") from None
             if not IUPAC.fullmatch(sequence):
                 raise InputError(f"{path}:{rows.line_num}: not a DNA sequence: {sequence[:30]!r}")
             if len(sequence) < shortest:
@@ -83,8 +87,14 @@ def read_table(path: Path, n_classes: int, shortest: int) -> LabelledSequences:
 
 
 def joined(sequence: str) -> str:
-    """The letters of a sequence, or of a k-mer sentence (`ACGTAC CGTACG`), upper-case."""
+    """The letters of a sequence, or of a k-mer sentence (`ACGTAC CGTACG`), upper-case.
+
+    Raises `ValueError` for words that do not overlap by all but one letter.
+    """
     words = sequence.upper().split()
+    for word, following in pairwise(words):
+        if word[1:] != following[:-1]:
+            raise ValueError(f"{word} and {following} are no neighbouring k-mers of one sequence")
     return words[0] + "".join(word[-1] for word in words[1:]) if words else ""
 
 

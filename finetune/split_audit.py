@@ -29,23 +29,24 @@ def audit(
     With `dedup`, rows that recur are dropped: repeats within a split keep the first, and what stands in an earlier
     split is taken out of the later one, so that nothing is tested that was trained on.
     """
-    label_of: dict[str, int] = {}
+    earlier: dict[str, set[int]] = {}
     kept, counts = {}, {}
     for name, split in splits.items():
-        here: dict[str, int] = {}
+        here: dict[str, set[int]] = {}
         keep, repeated, seen, seen_rc, conflicting = [], 0, 0, 0, 0
-        for row, (sequence, label) in enumerate(zip(split.sequences, split.labels.tolist(), strict=True)):
-            opposite = decode(reverse_complement(encode(sequence)))
-            in_earlier, in_earlier_rc = sequence in label_of, opposite in label_of
-            known = {table[s] for table in (here, label_of) for s in (sequence, opposite) if s in table}
+        for row, (letters, label) in enumerate(zip(split.sequences, split.labels.tolist(), strict=True)):
+            codes = encode(letters)
+            sequence, opposite = decode(codes), decode(reverse_complement(codes))
+            labels = set().union(*(table.get(s, ()) for table in (here, earlier) for s in (sequence, opposite)))
             repeated += sequence in here or opposite in here
-            seen += in_earlier
-            seen_rc += in_earlier_rc and not in_earlier
-            conflicting += bool(known - {label})
-            if not known:
+            seen += sequence in earlier
+            seen_rc += opposite in earlier and sequence not in earlier
+            conflicting += bool(labels - {label})
+            if not labels:
                 keep.append(row)
-            here.setdefault(sequence, label)
-        label_of |= here
+            here.setdefault(sequence, set()).add(label)
+        for sequence, labels in here.items():
+            earlier.setdefault(sequence, set()).update(labels)
         kept[name] = split.take(np.array(keep, np.int64)) if dedup else split
         counts[name] = asdict(Audit(len(split), repeated, seen, seen_rc, conflicting))
     return kept, counts

@@ -4,7 +4,7 @@ import argparse
 import json
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args, get_origin
 
 import yaml
 from transformers import HfArgumentParser
@@ -89,7 +89,9 @@ def parse(arguments: list[str] | None, description: str) -> tuple[ModelConfig, R
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(**preset)
-    model, run = parser.parse_args_into_dataclasses(arguments)
+    model, run, unknown = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
+    if unknown:
+        raise InputError(f"{unknown[0]}: no such argument; --help lists them")
     check(model, run)
     return model, run
 
@@ -106,13 +108,28 @@ def read_preset(name: str) -> dict:
         content = yaml.safe_load(path.read_text()) or {}
     except yaml.YAMLError as error:
         raise InputError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
-    known = {entry.name for config in (ModelConfig, RunConfig) for entry in fields(config)} - {"config", "local_rank"}
-    if not isinstance(content, dict) or set(content) - known:
-        unknown = ", ".join(sorted(set(content) - known)) if isinstance(content, dict) else "it is no mapping"
-        raise InputError(f"{path}: unknown keys: {unknown}")
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: not a mapping of names to values")
     if isinstance(content.get("region_encoder_arguments"), dict):
         content["region_encoder_arguments"] = json.dumps(content["region_encoder_arguments"])
+    if content.get("wandb") is False:
+        content["wandb"] = "off"  # as YAML 1.1 reads the bare word
+    types = {entry.name: entry.type for config in (ModelConfig, RunConfig) for entry in fields(config)}
+    for name, value in content.items():
+        if name not in types or name in ("config", "local_rank"):
+            raise InputError(f"{path}: unknown key {name!r}")
+        if not _fits(value, types[name]):
+            raise InputError(f"{path}: {name}: {value!r} is no value for it")
     return content
+
+
+def _fits(value: object, type_: object) -> bool:
+    """True where a value read from YAML is one of a field's type."""
+    if get_origin(type_) is Literal:
+        return value in get_args(type_)
+    if type_ is float:
+        type_ = int | float
+    return isinstance(value, type_) and not isinstance(value, bool)
 
 
 def check(model: ModelConfig, run: RunConfig) -> None:
@@ -125,15 +142,20 @@ def check(model: ModelConfig, run: RunConfig) -> None:
         raise InputError(f"--region_encoder_arguments: not a JSON object: {model.region_encoder_arguments}")
     if not 3 <= model.k <= 6:
         raise InputError(f"--k {model.k}: give 3 to 6")
+    least = {"max_tokens": 16, "hidden_size": 1, "layers": 1, "heads": 1, "intermediate_size": 1, "projection_size": 1}
+    least |= {"workers": 0, "log_every": 1, "eval_every": 1, "save_every": 1, "keep_last": 1, "steps": 1}
+    for name, smallest in least.items():
+        value = getattr(model, name, None) if hasattr(model, name) else getattr(run, name)
+        if value is not None and value < smallest:
+            raise InputError(f"--{name} {value}: give at least {smallest}")
+    if not 0 <= model.dropout < 1:
+        raise InputError(f"--dropout {model.dropout}: give 0 or more, below 1")
     if model.hidden_size % model.heads:
         raise InputError(f"--hidden_size {model.hidden_size} is no multiple of --heads {model.heads}")
     if not 0 <= run.seed < 2**32:
         raise InputError(f"--seed {run.seed}: give a whole number from 0 to 4294967295")
     if not (0 < run.mask_rate < 1 and 0 < run.late_mask_rate < 1):
         raise InputError("--mask_rate and --late_mask_rate must lie between 0 and 1")
-    for name in ("log_every", "eval_every", "save_every", "keep_last", "steps"):
-        if getattr(run, name) is not None and getattr(run, name) < 1:
-            raise InputError(f"--{name} {getattr(run, name)}: give at least 1")
     try:
         SpanRule.parse(run.mask_span, model.k)
     except ValueError as error:

@@ -121,8 +121,11 @@ def find_checkpoint(run_dir: Path, which: str) -> Path:
 
 def load_model(source: Path, config: ModelConfig, n_motifs: int) -> GeneBERT:
     """The model of a ZeRO checkpoint, fp32, on the CPU."""
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        weights = get_fp32_state_dict_from_zero_checkpoint(str(source.parent), tag=source.name)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            weights = get_fp32_state_dict_from_zero_checkpoint(str(source.parent), tag=source.name)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise InputError(f"{source}: not a whole checkpoint: {error}; give another with --checkpoint") from error
     model = GeneBERT(config, torch.zeros(n_motifs), torch.ones(n_motifs))
     model.load_state_dict(weights)
     return model.eval()

@@ -82,8 +82,9 @@ def read_ds_config(path: str) -> dict:
     for key, type_ in (("optimizer", dict), ("scheduler", dict), ("train_batch_size", int)):
         if not isinstance(content.get(key), type_):
             raise InputError(f"{path}: {key} is missing or no {'object' if type_ is dict else 'whole number'}")
-    if content["train_batch_size"] < 1 or content.get("train_micro_batch_size_per_gpu", 1) < 1:
-        raise InputError(f"{path}: batch sizes must be at least 1")
+    for key in ("train_batch_size", "train_micro_batch_size_per_gpu"):
+        if not _is_count(content.get(key, 1)):
+            raise InputError(f"{path}: {key} must be a whole number of at least 1, not {content[key]!r}")
     return content
 
 
@@ -92,13 +93,16 @@ def with_steps(content: dict, steps: int | None, path: str) -> tuple[dict, int]:
     scheduler = content["scheduler"]
     parameters = dict(scheduler.get("params", {}))
     total = steps or parameters.get("total_num_steps")
-    if not isinstance(total, int):
-        raise InputError(f"{path}: scheduler.params.total_num_steps is missing; set it, or give --steps")
+    if not _is_count(total):
+        raise InputError(f"{path}: scheduler.params.total_num_steps is missing or no whole number; set it or --steps")
     if "total_num_steps" in parameters:
         parameters["total_num_steps"] = total
-    if parameters.get("warmup_num_steps", 0) >= total:
+    warmup = parameters.get("warmup_num_steps", 1)
+    if not _is_count(warmup):
+        raise InputError(f"{path}: scheduler.params.warmup_num_steps must be a whole number, not {warmup!r}")
+    if warmup >= total:
         raise InputError(
-            f"{path}: warmup_num_steps {parameters['warmup_num_steps']} does not leave a run of {total} steps to decay "
+            f"{path}: warmup_num_steps {warmup} does not leave a run of {total} steps to decay "
             "in; lower it, or raise --steps"
         )
     return {**content, "scheduler": {**scheduler, "params": parameters}}, total
@@ -112,6 +116,10 @@ def with_layout(content: dict, layout: BatchLayout) -> dict:
         "train_micro_batch_size_per_gpu": layout.micro_batch,
         "gradient_accumulation_steps": layout.accumulation,
     }
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def _no_duplicates(pairs: list[tuple]) -> dict:

@@ -74,7 +74,8 @@ class GeneBERT(nn.Module):
     @property
     def image_size(self) -> tuple[int, int]:
         """Height and width that the region encoder reads."""
-        return tuple(self.region.patch_embed.img_size)
+        patches = getattr(self.region, "patch_embed", None)
+        return tuple(getattr(patches, "img_size", None) or self.region.pretrained_cfg["input_size"][1:])
 
 
 def region_image(binding: torch.Tensor, mean: torch.Tensor, std: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
@@ -109,7 +110,7 @@ def region_encoder(config: ModelConfig) -> nn.Module:
     arguments = region_encoder_arguments(config)
     try:
         return timm.create_model(config.region_encoder, **arguments)
-    except (RuntimeError, TypeError, ValueError) as error:
+    except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
         raise InputError(f"--region_encoder {config.region_encoder} {arguments}: {error}") from error
 
 

@@ -1,0 +1,95 @@
+"""A small converted checkpoint, and promoters that a motif at a fixed place tells from other sequence."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from finetune.sequence_table import LabelledSequences
+from pretrain.config import ModelConfig
+from pretrain.convert import write_tokenizer
+from pretrain.model import GeneBERT
+
+K = 3
+MAX_TOKENS = 64
+N_MOTIFS = 4
+
+
+@pytest.fixture(scope="session")
+def model() -> GeneBERT:
+    """Both encoders with drawn weights, of a few thousand each."""
+    torch.manual_seed(11)
+    arguments = {"img_size": [28, 56], "embed_dim": 16, "depths": [1, 1], "num_heads": [1, 2]}
+    config = ModelConfig(
+        k=K,
+        max_tokens=MAX_TOKENS,
+        hidden_size=32,
+        layers=2,
+        heads=2,
+        intermediate_size=64,
+        region_encoder="swin_tiny_patch4_window7_224",
+        region_encoder_arguments=json.dumps(arguments),
+        projection_size=16,
+    )
+    return GeneBERT(config, torch.zeros(N_MOTIFS), torch.ones(N_MOTIFS)).eval()
+
+
+@pytest.fixture(scope="session")
+def checkpoint(model, tmp_path_factory) -> Path:
+    """What finetune reads of a folder that pretrain/convert.py wrote."""
+    folder = tmp_path_factory.mktemp("converted") / "genebert"
+    model.sequence.save_pretrained(folder / "sequence")
+    write_tokenizer(folder / "sequence", model.config)
+    (folder / "genebert.json").write_text(json.dumps({"k": K, "step": 20, "motifs": ["M"] * N_MOTIFS}))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def draw_promoters() -> Callable[[np.random.Generator, int], list[tuple[str, int]]]:
+    """A function that draws n rows of 40 bp, half of them with TATAAAAG from base 12 on, in random order."""
+
+    def draw(rng: np.random.Generator, n: int) -> list[tuple[str, int]]:
+        rows = []
+        for label in rng.permutation(np.arange(n) % 2).tolist():
+            sequence = "".join(rng.choice(list("ACGT"), 40))
+            rows.append((sequence[:12] + "TATAAAAG" + sequence[20:] if label else sequence, label))
+        return rows
+
+    return draw
+
+
+@pytest.fixture(scope="session")
+def write_table() -> Callable[[Path, list[tuple[str, int]]], Path]:
+    """A function that writes rows of (sequence, label) as CSV, or TSV by the file's name."""
+
+    def write(path: Path, rows: list[tuple[str, int]]) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        separator = "\t" if path.suffix == ".tsv" else ","
+        lines = [("sequence", "label"), *rows]
+        path.write_text("".join(f"{sequence}{separator}{label}\n" for sequence, label in lines))
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def promoters(tmp_path_factory, draw_promoters, write_table) -> Path:
+    """240 training rows, 60 of dev and 80 of test."""
+    folder = tmp_path_factory.mktemp("promoters")
+    rng = np.random.default_rng(3)
+    for split, n in (("train", 240), ("dev", 60), ("test", 80)):
+        write_table(folder / f"{split}.csv", draw_promoters(rng, n))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def labelled() -> Callable[[list[tuple[str, int]]], LabelledSequences]:
+    """A function from rows of (sequence, label) to a split."""
+
+    def of(rows: list[tuple[str, int]]) -> LabelledSequences:
+        return LabelledSequences([s for s, _ in rows], np.array([y for _, y in rows], np.int64), Path("rows.csv"))
+
+    return of

@@ -1,0 +1,424 @@
+"""Bad input ends in one line that says what and where, with exit code 2, and leaves nothing half-written."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from data_prep.shard_reader import read_manifest
+from pretrain import checkpoint, convert, main, ranks
+from pretrain.model import GeneBERT
+
+ROOT = Path(__file__).parents[2]
+STEPS = 20
+
+
+def assert_is_one_line(stderr: str) -> str:
+    assert stderr.startswith("error: ")
+    assert stderr.endswith("\n")
+    assert stderr.count("\n") == 1, stderr
+    return stderr
+
+
+@pytest.fixture(scope="module", autouse=True)
+def world_of_one():
+    """The process group that a program without a launcher makes."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.fixture
+def refused(tmp_path, capsys, monkeypatch, preset, shards, ds_config) -> Callable[..., str]:
+    """Runs pretrain/main.py in this process where it must be refused before it writes; gives the line."""
+    monkeypatch.setattr(ranks, "join", lambda: None)
+    monkeypatch.setattr(ranks, "leave", lambda: None)
+    monkeypatch.setattr(main.deepspeed, "initialize", lambda **_: pytest.fail("it was not refused"))
+
+    def run(*changed: object, out: Path | None = None) -> str:
+        before = sorted(tmp_path.rglob("*"))
+        out = out or tmp_path / "run"
+        given = ["--ds_config", ds_config(), "--config", preset, "--shards", shards, "--out", out, *changed]
+        with pytest.raises(SystemExit) as exit_:
+            main.main([*map(str, given)])
+        line = assert_is_one_line(capsys.readouterr().err)
+        assert exit_.value.code == 2
+        assert sorted(tmp_path.rglob("*")) == before
+        return line
+
+    return run
+
+
+@pytest.fixture
+def program(tmp_path, preset, shards, ds_config) -> Callable[..., str]:
+    """Starts pretrain/main.py as a user does, without a launcher, where it must be refused; gives the line."""
+
+    def run(*changed: object) -> str:
+        out = tmp_path / "run"
+        given = ["--ds_config", ds_config(), "--config", preset, "--shards", shards, "--out", out, *changed]
+        ended = subprocess.run(
+            [sys.executable, "pretrain/main.py", *map(str, given)],
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+        assert ended.returncode == 2, ended.stderr
+        assert not out.exists()
+        return assert_is_one_line(ended.stderr)
+
+    return run
+
+
+def test_the_program_refuses_a_missing_ds_config(program, tmp_path):
+    line = program("--ds_config", tmp_path / "nowhere.json")
+    assert f"--ds_config {tmp_path / 'nowhere.json'}: No such file or directory" in line
+    assert "ds_configs/" in line
+
+
+def test_the_program_refuses_a_truncated_shard_and_names_both_sha256(program, tmp_path, shards):
+    shutil.copytree(shards, tmp_path / "shards")
+    entry = read_manifest(shards)["shards"][3]
+    path = tmp_path / "shards" / entry["name"]
+    os.truncate(path, path.stat().st_size - 512)
+    found = subprocess.run(["sha256sum", path], capture_output=True, text=True, check=True).stdout.split()[0]
+    line = program("--shards", tmp_path / "shards")
+    assert str(path) in line
+    assert entry["sha256"] in line
+    assert found in line
+
+
+# The DeepSpeed configuration.
+
+
+@pytest.fixture
+def altered(tmp_path, ds_config) -> Callable[..., Path]:
+    """A function that writes the DeepSpeed configuration with keys replaced, or, where None, removed."""
+
+    def write(**changed: object) -> Path:
+        content = json.loads(ds_config().read_text()) | changed
+        path = tmp_path / "altered.json"
+        path.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
+        return path
+
+    return write
+
+
+def test_a_ds_config_that_is_no_json_is_refused(refused, tmp_path):
+    path = tmp_path / "ds.json"
+    path.write_text('{\n "train_batch_size": 8,\n}')
+    line = refused("--ds_config", path)
+    assert f"{path}: not JSON" in line
+    assert "line 2" in line or "line 3" in line
+
+
+def test_a_key_that_stands_twice_in_a_ds_config_is_named(refused, altered):
+    path = altered()
+    path.write_text(path.read_text().replace("{", '{"train_batch_size": 4, ', 1))
+    line = refused("--ds_config", path)
+    assert str(path) in line
+    assert "'train_batch_size' stands there twice" in line
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"train_batchsize": 8}, "unknown key 'train_batchsize'; known are "),
+        ({"zero_optimization": {"stage": 2, "overlap": True}}, "zero_optimization overlap: "),
+        ({"zero_optimization": {"stage": 7}}, "zero_optimization stage: "),
+        ({"gradient_accumulation_steps": 4}, "gradient_accumulation_steps follows from "),
+        ({"train_batch_size": None}, "train_batch_size is missing"),
+        ({"train_batch_size": "auto"}, "train_batch_size is missing or no whole number"),
+        ({"train_batch_size": 0}, "at least 1"),
+        ({"train_micro_batch_size_per_gpu": 0}, "at least 1"),
+        ({"train_micro_batch_size_per_gpu": "auto"}, "train_micro_batch_size_per_gpu"),
+        ({"optimizer": None}, "optimizer is missing"),
+        ({"scheduler": None}, "scheduler is missing"),
+        ({"scheduler": {"type": "WarmupDecayLR", "params": {"warmup_num_steps": 5}}}, "total_num_steps is missing"),
+        (
+            {"scheduler": {"type": "WarmupDecayLR", "params": {"warmup_num_steps": "auto", "total_num_steps": 20}}},
+            "warmup_num_steps",
+        ),
+        ({"scheduler": {"type": "WarmupDecayLR", "params": {"total_num_steps": -1}}}, "total_num_steps"),
+    ],
+)
+def test_a_key_of_a_ds_config_that_cannot_be_used_is_named(refused, altered, changed, said):
+    path = altered(**changed)
+    line = refused("--ds_config", path)
+    assert str(path) in line
+    assert said in line
+
+
+def test_a_warm_up_longer_than_the_run_is_refused(refused, ds_config):
+    line = refused("--steps", 5)
+    assert str(ds_config()) in line
+    assert "warmup_num_steps 5" in line
+    assert "--steps" in line
+
+
+# The command line and its defaults.
+
+
+def test_an_unknown_preset_names_those_there_are(refused):
+    line = refused("--config", "genebert-huge")
+    assert "--config genebert-huge" in line
+    assert "genebert-base, genebert-tiny" in line
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("k: 3\nlayerz: 2\n", "layerz"),
+        ("k: [\n", "not YAML"),
+        ("- k\n", "not a mapping"),
+        ("3: k\n", "3"),
+        ("k: 5.5\n", "k"),
+        ("hidden_size: null\n", "hidden_size"),
+        ("resume: sometimes\n", "resume"),
+        ("mask_span: 3\n", "mask_span"),
+    ],
+)
+def test_a_yaml_file_that_cannot_be_used_is_named_with_the_key(refused, tmp_path, content, said):
+    path = tmp_path / "mine.yaml"
+    path.write_text(content)
+    line = refused("--config", path)
+    assert str(path) in line or f"--{said}" in line
+    assert said in line
+
+
+def test_off_without_quotes_in_a_yaml_file_means_off(tmp_path, preset):
+    """YAML reads a bare `off` as false."""
+    path = tmp_path / "mine.yaml"
+    path.write_text(preset.read_text().replace('"off"', "off"))
+    _, run = main.parse(["--ds_config", "ds.json", "--config", str(path)], "")
+    assert run.wandb == "off"
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("--k", 2),
+        ("--k", 7),
+        ("--seed", -1),
+        ("--seed", 2**32),
+        ("--mask_span", "bases=0"),
+        ("--mask_span", "words"),
+        ("--mask_rate", 1.5),
+        ("--steps", 0),
+        ("--save_every", 0),
+        ("--heads", 5),
+        ("--heads", 0),
+        ("--layers", -1),
+        ("--max_tokens", 3),
+        ("--workers", -1),
+        ("--dropout", 2),
+        ("--region_encoder", "swin_of_nowhere"),
+        ("--region_encoder_arguments", "img_size=28"),
+        ("--region_encoder_arguments", '{"depths": [1, 1], "num_heads": [1]}'),
+        ("--layerz", 2),
+    ],
+)
+def test_a_value_that_no_run_can_have_is_refused(refused, flag, value):
+    assert flag.removesuffix("_arguments") in refused(flag, value)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "convnext_atto", "vit_tiny_patch16_224"])
+def test_the_input_size_of_any_timm_model_is_known(model_config, name):
+    config = replace(model_config, region_encoder=name, region_encoder_arguments="{}")
+    assert GeneBERT(config, torch.zeros(4), torch.ones(4)).image_size == (224, 224)
+
+
+# Shards.
+
+
+def test_missing_shards_name_the_command_that_makes_them(refused, tmp_path):
+    line = refused("--shards", tmp_path / "nowhere")
+    assert str(tmp_path / "nowhere" / "manifest.json") in line
+    assert "python data_prep/main.py shards" in line
+
+
+@pytest.fixture
+def manifest(shards, tmp_path) -> Callable[..., Path]:
+    """A function that copies the shards and alters their manifest."""
+
+    def write(**changed: object) -> Path:
+        shutil.copytree(shards, tmp_path / "shards")
+        (tmp_path / "shards" / "manifest.json").write_text(json.dumps(read_manifest(shards) | changed))
+        return tmp_path / "shards"
+
+    return write
+
+
+def test_shards_of_another_format_version_are_refused(refused, manifest):
+    folder = manifest(format_version=99)
+    line = refused("--shards", folder)
+    assert str(folder / "manifest.json") in line
+    assert "format version 99" in line
+
+
+def test_shards_without_training_samples_are_refused(refused, manifest, shards):
+    folder = manifest(shards=[entry for entry in read_manifest(shards)["shards"] if entry["split"] == "val"])
+    assert f"{folder}: holds no training samples" in refused("--shards", folder)
+
+
+@pytest.mark.parametrize("kind", ["name", "index"])
+def test_a_missing_file_of_a_shard_is_named(refused, manifest, shards, kind):
+    missing = manifest() / read_manifest(shards)["shards"][-1][kind]
+    missing.unlink()
+    assert str(missing) in refused("--shards", missing.parent)
+
+
+def test_an_altered_index_of_a_shard_is_named(refused, manifest, shards):
+    index = manifest() / read_manifest(shards)["shards"][0]["index"]
+    content = bytearray(index.read_bytes())
+    content[-1] ^= 1
+    index.write_bytes(content)
+    line = refused("--shards", index.parent)
+    assert str(index) in line
+    assert "sha256" in line
+
+
+# Checkpoints.
+
+
+@pytest.fixture
+def run_dir(tmp_path, model_config, shards) -> Path:
+    """A run folder as one of 8 of 20 steps leaves it, but without DeepSpeed's files, which are read last."""
+    folder = tmp_path / "earlier"
+    identity = {"shards": read_manifest(shards)["fingerprint"], "seed": 0, "global_batch": 8, "world_size": 1}
+    for step in (4, 8):
+        kept = checkpoint.folder(folder) / checkpoint.name_of(step)
+        kept.mkdir(parents=True)
+        state = {"step": step, "model": asdict(model_config), "run": identity, "best": None}
+        (kept / checkpoint.STATE).write_text(json.dumps(state))
+    (checkpoint.folder(folder) / "latest").write_text("step-000008")
+    record = {"steps": STEPS, "motifs": read_manifest(shards)["motifs"]}
+    (folder / "config.json").write_text(json.dumps(record))
+    return folder
+
+
+@pytest.fixture
+def alter_state(run_dir) -> Callable[..., None]:
+    """A function that replaces entries of the newest checkpoint's description of its run."""
+
+    def alter(**changed: object) -> None:
+        path = checkpoint.newest(run_dir) / checkpoint.STATE
+        state = json.loads(path.read_text())
+        path.write_text(json.dumps(state | {"run": state["run"] | changed}))
+
+    return alter
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--hidden_size", 64], "hidden_size 32 there, 64 here"),
+        (["--k", 4], "k 3 there, 4 here"),
+        (["--seed", 1], "seed 0 there, 1 here"),
+    ],
+)
+def test_a_checkpoint_of_another_model_or_seed_is_refused(refused, run_dir, flags, said):
+    line = refused(*flags, out=run_dir)
+    assert str(checkpoint.newest(run_dir)) in line
+    assert said in line
+
+
+def test_a_checkpoint_of_another_batch_is_refused(refused, run_dir, ds_config):
+    assert "global_batch 8 there, 16 here" in refused("--ds_config", ds_config(16), out=run_dir)
+
+
+@pytest.mark.parametrize(("name", "there", "here"), [("world_size", 2, 1), ("shards", "others", None)])
+def test_a_checkpoint_of_other_ranks_or_shards_is_refused(refused, run_dir, alter_state, shards, name, there, here):
+    alter_state(**{name: there})
+    assert f"{name} {there} there, {here or read_manifest(shards)['fingerprint']} here" in refused(out=run_dir)
+
+
+def test_resume_never_refuses_a_folder_with_a_checkpoint(refused, run_dir):
+    line = refused("--resume", "never", out=run_dir)
+    assert f"{run_dir}: holds a checkpoint already" in line
+    assert "--out" in line
+
+
+def test_a_run_of_the_same_arguments_that_is_done_changes_nothing(refused, run_dir, capsys, preset, shards, ds_config):
+    before = {path: path.stat().st_mtime_ns for path in run_dir.rglob("*")}
+    given = ["--ds_config", ds_config(), "--config", preset, "--shards", shards, "--out", run_dir, "--steps", 8]
+    main.main([*map(str, given)])
+    assert "complete, 8 steps were done" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in run_dir.rglob("*")} == before
+
+
+def test_latest_that_names_a_checkpoint_not_there_is_refused(refused, run_dir):
+    shutil.rmtree(checkpoint.newest(run_dir))
+    line = refused(out=run_dir)
+    assert str(checkpoint.folder(run_dir) / "latest") in line
+    assert "step-000008" in line
+
+
+def test_a_cut_short_description_of_a_checkpoint_is_refused(refused, run_dir):
+    path = checkpoint.newest(run_dir) / checkpoint.STATE
+    path.write_text(path.read_text()[:40])
+    assert str(path) in refused(out=run_dir)
+
+
+# The converter.
+
+
+@pytest.fixture
+def not_converted(tmp_path, capsys) -> Callable[..., str]:
+    """Runs pretrain/convert.py where it must be refused, leaving nothing; gives the line."""
+
+    def run(*arguments: object) -> str:
+        out = tmp_path / "converted"
+        with pytest.raises(SystemExit) as exit_:
+            convert.main([str(arguments[0]), str(out), *map(str, arguments[1:])])
+        assert exit_.value.code == 2
+        assert not list(tmp_path.glob("converted*"))
+        return assert_is_one_line(capsys.readouterr().err)
+
+    return run
+
+
+def test_a_folder_without_a_checkpoint_is_not_converted(not_converted, tmp_path):
+    line = not_converted(tmp_path / "nowhere")
+    assert f"{tmp_path / 'nowhere'}: holds no checkpoint" in line
+    assert "pretrain/main.py" in line
+
+
+def test_an_unknown_checkpoint_names_those_there_are(not_converted, run_dir):
+    line = not_converted(run_dir, "--checkpoint", "step-000006")
+    assert "step-000006: no such checkpoint" in line
+    assert "step-000004, step-000008" in line
+
+
+def test_the_best_of_a_run_that_was_never_evaluated_is_not_converted(not_converted, run_dir):
+    assert f"{run_dir}: was never evaluated" in not_converted(run_dir, "--checkpoint", "best")
+
+
+def test_a_run_without_its_configuration_is_not_converted(not_converted, run_dir):
+    (run_dir / "config.json").unlink()
+    assert str(run_dir / "config.json") in not_converted(run_dir)
+
+
+def test_a_checkpoint_without_deepspeeds_files_is_not_converted(not_converted, run_dir):
+    assert str(checkpoint.newest(run_dir)) in not_converted(run_dir)
+
+
+def test_a_folder_with_other_files_is_not_replaced_by_a_converted_model(run_dir, tmp_path, capsys):
+    kept = tmp_path / "mine" / "thesis.txt"
+    kept.parent.mkdir()
+    kept.write_text("chapter one")
+    with pytest.raises(SystemExit) as exit_:
+        convert.main([str(run_dir), str(kept.parent)])
+    assert exit_.value.code == 2
+    assert "--overwrite" in assert_is_one_line(capsys.readouterr().err)
+    assert list(kept.parent.iterdir()) == [kept]

@@ -1,0 +1,104 @@
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from data_prep.errors import InputError
+from data_prep.kmers import kmer_vocabulary
+from data_prep.shard_reader import ShardReader
+from kernels.kmer_mask import IGNORED, MASK, SpanRule, mask_kmers
+from pretrain.batches import MicroBatches
+from pretrain.config import ModelConfig, read_preset
+from pretrain.data_order import MicroBatch
+from pretrain.model import GeneBERT, region_image, sequence_config
+from pretrain.objectives import masked_count, recall, token_objectives
+
+
+@pytest.fixture(scope="module")
+def model(model_config) -> GeneBERT:
+    torch.manual_seed(0)
+    return GeneBERT(model_config, torch.zeros(12), torch.ones(12)).eval()
+
+
+@pytest.fixture(scope="module")
+def batch(shards, model_config):
+    dataset = MicroBatches(ShardReader(shards, "train"), k=3, max_tokens=96, seed=0)
+    samples = np.arange(6)
+    batch = dataset[MicroBatch(samples, np.zeros_like(samples), np.array([1, 1, 1, 1, 1, 0], np.float32))]
+    rows = mask_kmers(
+        *(batch[name] for name in ("bases", "window_kmers", "sample", "epoch")),
+        **{"k": 3, "tokens": 96, "rate": 0.2, "capacity": 64, "seed": 0, "rule": SpanRule.parse("dnabert", 3)},
+    )
+    return batch, rows
+
+
+def test_objectives_equal_those_over_dense_labels_without_the_padding(model, batch):
+    batch, rows = batch
+    outputs = model(rows, batch["binding"])
+    parts = token_objectives(outputs, rows, batch["follows"], batch["weight"])
+    dense = torch.full_like(rows.token_ids, IGNORED)
+    for row in range(5):  # the sixth has weight zero
+        for position, label in zip(rows.masked_positions[row], rows.labels[row], strict=True):
+            if label != IGNORED:
+                dense[row, position] = label
+    whole = model.sequence(
+        input_ids=rows.token_ids, token_type_ids=rows.segment_ids, attention_mask=rows.attention_mask
+    )
+    logits = whole.prediction_logits
+    expected = F.cross_entropy(logits.flatten(0, 1), dense.flatten(), reduction="sum")
+    torch.testing.assert_close(parts.mgm_loss, expected)
+    assert parts.mgm_count == (dense != IGNORED).sum() == masked_count(rows, batch["weight"])
+    assert parts.mgm_correct == ((logits.argmax(-1) == dense) & (dense != IGNORED)).sum()
+    expected = F.cross_entropy(whole.seq_relationship_logits[:5], batch["follows"][:5], reduction="sum")
+    torch.testing.assert_close(parts.ngsp_loss, expected)
+    assert parts.ngsp_count == 5
+
+
+def test_the_matched_embedding_is_the_mean_over_kmers_alone(model, batch):
+    batch, rows = batch
+    hidden = model.sequence.bert(
+        rows.token_ids, token_type_ids=rows.segment_ids, attention_mask=rows.attention_mask
+    ).last_hidden_state
+    is_kmer = (rows.token_ids >= 5) | (rows.token_ids == MASK)
+    expected = torch.stack([h[kept].mean(0) for h, kept in zip(hidden, is_kmer, strict=True)])
+    expected = F.normalize(model.sequence_projection(expected), dim=1)
+    torch.testing.assert_close(model(rows, batch["binding"]).sequence, expected)
+
+
+def test_region_image_is_standardised_by_motif_then_resized():
+    binding = torch.rand(3, 10, 12)
+    mean, std = torch.rand(12), torch.rand(12) + 0.5
+    same_size = region_image(binding, mean, std, (10, 12))
+    torch.testing.assert_close(same_size[:, 0], (binding - mean) / std)
+    narrowed = region_image(binding, mean, std, (10, 4))
+    torch.testing.assert_close(narrowed.mean(), same_size.mean(), atol=0.05, rtol=0)
+
+
+def test_recall_counts_rows_whose_own_column_is_near():
+    columns = F.normalize(torch.eye(6)[:, :5] + 0.1, dim=1)
+    rows = columns[2:4].clone()
+    kept = torch.tensor([True] * 6)
+    assert recall(rows, columns, 2, kept, at=1) == 2
+    assert recall(rows, columns, 0, kept, at=1) == 0
+    rows[0] = columns[5]
+    assert recall(rows, columns, 2, kept, at=1) == 1
+    kept[2] = False
+    assert recall(rows, columns, 2, kept, at=6) == 1
+
+
+def test_the_base_preset_is_the_papers_model():
+    content = read_preset("genebert-base")
+    config = ModelConfig(**content)
+    assert config == ModelConfig()
+    bert = sequence_config(config)
+    assert (bert.vocab_size, bert.hidden_size, bert.num_hidden_layers) == (len(kmer_vocabulary(6)), 768, 12)
+    assert bert.max_position_embeddings == 512
+    assert bert.initializer_range == pytest.approx(0.02)
+    assert bert.hidden_dropout_prob == 0
+
+
+def test_an_unknown_region_encoder_is_refused(model_config):
+    with pytest.raises(InputError, match="swin_of_nowhere"):
+        GeneBERT(
+            ModelConfig(**{**vars(model_config), "region_encoder": "swin_of_nowhere"}), torch.ones(2), torch.ones(2)
+        )
