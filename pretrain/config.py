@@ -45,9 +45,9 @@ class RunConfig:
     )
     shards: str = field(default="data/shards", metadata={"help": "Folder of shards, as data_prep writes it."})
     out: str = field(default="runs/pretrain", metadata={"help": "Run folder: checkpoints, metrics, figures."})
-    resume: Literal["auto", "never"] = field(
-        default="auto",
-        metadata={"help": "auto: go on from the newest checkpoint in --out; never: refuse a folder that holds one."},
+    resume: bool = field(
+        default=True,
+        metadata={"help": "Go on from the newest checkpoint in --out; --no_resume refuses a folder that holds one."},
     )
     steps: int | None = field(default=None, metadata={"help": "Steps of the run; default: the scheduler's."})
     seed: int = field(default=0, metadata={"help": "Decides the weights, the data order and every mask."})
@@ -129,7 +129,7 @@ def _fits(value: object, type_: object) -> bool:
         return value in get_args(type_)
     if type_ is float:
         type_ = int | float
-    return isinstance(value, type_) and not isinstance(value, bool)
+    return isinstance(value, type_) and (type_ is bool or not isinstance(value, bool))
 
 
 def check(model: ModelConfig, run: RunConfig) -> None:

@@ -61,8 +61,8 @@ def pretrain(model_config: ModelConfig, config: RunConfig, ds_config: dict, step
     }
     resumed = checkpoint.newest(run_dir)
     if resumed:
-        if config.resume == "never":
-            raise InputError(f"{run_dir}: holds a checkpoint already; choose another --out, or leave --resume at auto")
+        if not config.resume:
+            raise InputError(f"{run_dir}: holds a checkpoint already; choose another --out, or drop --no_resume")
         checkpoint.check_model(resumed, model_config)
         checkpoint.check_run(resumed, identity)
         if checkpoint.read_state(resumed)["step"] >= steps:

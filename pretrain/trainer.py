@@ -7,6 +7,7 @@ batch, and each micro-batch then runs again with that gradient (GradCache, Gao e
 
 import math
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -82,29 +83,27 @@ class Trainer:
     def evaluate(self, dataset: MicroBatches) -> dict[str, float]:
         """Metrics over all held-out samples, in their order, with the masks and pairs of epoch 0; `val/...`."""
         self.engine.eval()
-        total = torch.zeros(len(METRICS) + 4, dtype=torch.float64, device=ranks.device())
-        layout = replace(
-            self.layout, accumulation=1, micro_batch=-(-self.layout.global_batch // self.layout.world_size)
-        )
-        for samples in np.array_split(np.arange(len(dataset)), -(-len(dataset) // layout.global_batch)):
-            (asked,) = split(
-                samples, np.zeros_like(samples), replace(layout, global_batch=len(samples)), dist.get_rank()
-            )
-            batch = to_device(dataset[asked], ranks.device())
-            rows = self.mask(batch, self.config.mask_rate)
-            outputs = self.engine(rows, batch["binding"])
-            parts = token_objectives(outputs, rows, batch["follows"], batch["weight"])
-            share = info_nce(outputs.sequence, outputs.region, self.model.scale, batch["weight"], self.config.srm_loss)
-            here = self._recall((outputs.sequence, outputs.region), batch["weight"])
-            counted = [share.double() * len(samples)]
-            counted += [torch.tensor(v * len(samples) / self.layout.world_size) for v in here.values()]
-            counted += [torch.tensor(len(samples) / self.layout.world_size)]
-            total += torch.cat([parts.sums(), torch.stack([value.to(total) for value in counted])])
+        sums = torch.zeros(len(METRICS) + 1, dtype=torch.float64, device=ranks.device())
+        recalls: dict[str, float] = defaultdict(float)
+        for samples in np.array_split(np.arange(len(dataset)), -(-len(dataset) // self.layout.global_batch)):
+            layout = replace(self.layout, global_batch=len(samples))
+            embeddings, weights = [], []
+            for asked in split(samples, np.zeros_like(samples), layout, dist.get_rank()):
+                batch = to_device(dataset[asked], ranks.device())
+                rows = self.mask(batch, self.config.mask_rate)
+                outputs = self.engine(rows, batch["binding"])
+                sums[:-1] += token_objectives(outputs, rows, batch["follows"], batch["weight"]).sums()
+                embeddings.append((outputs.sequence, outputs.region))
+                weights.append(batch["weight"])
+            sequence, region = (torch.cat(parts) for parts in zip(*embeddings, strict=True))
+            weight = torch.cat(weights)
+            sums[-1] += len(samples) * info_nce(sequence, region, self.model.scale, weight, self.config.srm_loss)
+            for name, share in self._recall((sequence, region), weight).items():
+                recalls[name] += share * len(samples) / len(dataset)
         self.engine.train()
-        *sums, srm, first, fifth, n = ranks.summed(total)
-        metrics = self._metrics(torch.stack([*sums, srm / n]))
-        metrics |= {"srm/recall_at_1": float(first / n), "srm/recall_at_5": float(fifth / n)}
-        return {f"val/{name}": value for name, value in metrics.items()}
+        sums = ranks.summed(sums)
+        sums[-1] /= len(dataset)
+        return {f"val/{name}": value for name, value in (self._metrics(sums) | recalls).items()}
 
     def mask(self, batch: Batch, rate: float) -> MaskedBatch:
         model, rule = self.model.config, SpanRule.parse(self.config.mask_span, self.model.config.k)

@@ -343,8 +343,8 @@ def test_a_checkpoint_of_other_ranks_or_shards_is_refused(refused, run_dir, alte
     assert f"{name} {there} there, {here or read_manifest(shards)['fingerprint']} here" in refused(out=run_dir)
 
 
-def test_resume_never_refuses_a_folder_with_a_checkpoint(refused, run_dir):
-    line = refused("--resume", "never", out=run_dir)
+def test_no_resume_refuses_a_folder_with_a_checkpoint(refused, run_dir):
+    line = refused("--no_resume", out=run_dir)
     assert f"{run_dir}: holds a checkpoint already" in line
     assert "--out" in line
 
