@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal, get_args, get_origin
 
+import torch
 import yaml
 from transformers import HfArgumentParser
 
@@ -41,7 +42,10 @@ class RunConfig:
 
     ds_config: str = field(metadata={"help": "DeepSpeed configuration, such as ds_configs/zero2.json."})
     config: str = field(
-        default="genebert-base", metadata={"help": "Preset (genebert-base, genebert-tiny) or YAML file of defaults."}
+        default_factory=lambda: "genebert-base" if torch.cuda.is_available() else "genebert-tiny",
+        metadata={
+            "help": "Preset, or YAML file of defaults: genebert-base, the default on CUDA; genebert-tiny, on a CPU."
+        },
     )
     shards: str = field(default="data/shards", metadata={"help": "Folder of shards, as data_prep writes it."})
     out: str = field(default="runs/pretrain", metadata={"help": "Run folder: checkpoints, metrics, figures."})
@@ -80,7 +84,7 @@ class RunConfig:
 def parse(arguments: list[str] | None, description: str) -> tuple[ModelConfig, RunConfig]:
     """Command line over preset over default. Raises `InputError` for a preset or value that cannot be used."""
     first = argparse.ArgumentParser(add_help=False)
-    first.add_argument("--config", default="genebert-base")
+    first.add_argument("--config", default=RunConfig(ds_config="").config)
     preset = read_preset(first.parse_known_args(arguments)[0].config)
     parser = HfArgumentParser(
         (ModelConfig, RunConfig),

@@ -101,8 +101,8 @@ def pretrain(model_config: ModelConfig, config: RunConfig, ds_config: dict, step
         checkpoint.write_atomically(run_dir / "config.json", json.dumps(record, indent=1))
         log = RunLog(run_dir, done, record, config.wandb, config.wandb_project)
     say(
-        f"{'resuming at step ' + str(done) if resumed else 'training'}: {steps} steps of {layout.global_batch} samples "
-        f"on {layout.world_size} ranks ({layout.accumulation} x {layout.micro_batch} each, "
+        f"{f'resuming at step {done}' if resumed else 'training'}: {config.config}, {steps} steps of "
+        f"{layout.global_batch} samples on {layout.world_size} ranks ({layout.accumulation} x {layout.micro_batch} each, "
         f"{layout.slots - layout.global_batch} padded), {len(train):,} training and {len(val):,} held-out samples of "
         f"{manifest['genome']['name']}, {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters, "
         f"{ranks.device().type}"
