@@ -102,7 +102,8 @@ def pretrain(model_config: ModelConfig, config: RunConfig, ds_config: dict, step
         log = RunLog(run_dir, done, record, config.wandb, config.wandb_project)
     say(
         f"{f'resuming at step {done}' if resumed else 'training'}: {config.config}, {steps} steps of "
-        f"{layout.global_batch} samples on {layout.world_size} ranks ({layout.accumulation} x {layout.micro_batch} each, "
+        f"{layout.global_batch} samples on {layout.world_size} ranks "
+        f"({layout.accumulation} x {layout.micro_batch} each, "
         f"{layout.slots - layout.global_batch} padded), {len(train):,} training and {len(val):,} held-out samples of "
         f"{manifest['genome']['name']}, {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters, "
         f"{ranks.device().type}"
