@@ -33,6 +33,8 @@ CELL_TYPE_MOTIFS = {
 SHARED_MOTIFS = ("CTCF", "SP1", "NFYA")
 RELEASE = "JASPAR2018"
 
+PROMOTER_ISLANDS, OTHER_ISLANDS = 0.8, 0.4  # share of the regions that are islands
+
 TELOMERE = 10_000  # bp of N at each chromosome's start
 ISOCHORE = 100_000  # bp of one GC content
 ISOCHORE_TILT = 1.4  # log-odds of G or C against A or T, at most, from an isochore's GC content
@@ -72,7 +74,7 @@ def run(config: SimulateConfig) -> None:
     out = Path(config.out)
     if config.seed < 0:
         raise InputError("--seed must not be negative")
-    made_from = fingerprint(simulate=2, seed=config.seed)
+    made_from = fingerprint(simulate=3, seed=config.seed)
     if is_up_to_date(out, made_from, config.overwrite):
         print(f"{out}: up to date")
         return
@@ -168,10 +170,11 @@ def sample_instance(rng: np.random.Generator, motif: Motif) -> np.ndarray:
 
 
 def tilt_regions(rng: np.random.Generator, chromosome: np.ndarray, regions: AccessibleRegions) -> None:
-    """Give each region a GC content of its own, in place, as CpG islands and their opposite have."""
-    for start, end in zip(regions.start, regions.end, strict=True):
+    """Give each region a GC content of its own, in place, as CpG islands and their opposite have; promoters are
+    islands more often than not."""
+    for start, end, tss in zip(regions.start, regions.end, regions.tss, strict=True):
         turned = start + np.flatnonzero(rng.random(end - start) < rng.uniform(0, ISLAND_SHARE))
-        pair = "GC" if rng.random() < 0.5 else "AT"
+        pair = "GC" if rng.random() < (PROMOTER_ISLANDS if tss >= 0 else OTHER_ISLANDS) else "AT"
         chromosome[turned] = rng.choice(np.array([LETTERS.index(letter) for letter in pair], np.uint8), len(turned))
 
 
