@@ -5,7 +5,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO_STEPS := 400
-PRETRAINED := runs/pretrain/checkpoints/step-000$(DEMO_STEPS)/state.json
+PRETRAINED := runs/pretrain/checkpoints/step-$(shell printf %06d $(DEMO_STEPS))/state.json
 
 .DELETE_ON_ERROR:
 .PHONY: demo test test-slow test-cluster test-cuda lint clean-demo
@@ -33,7 +33,7 @@ data/shards/manifest.json: | data/peaks/manifest.json
 	$(BIN)/python data_prep/main.py shards --genome data/demo/simulated_genome.fa --peaks data/peaks/*.bed --out data/shards
 
 $(PRETRAINED): | data/shards/manifest.json
-	$(BIN)/deepspeed --num_gpus 2 pretrain/main.py --ds_config ds_configs/zero2_cpu.json --config genebert-tiny \
+	DS_ACCELERATOR=cpu $(BIN)/deepspeed --num_gpus 2 pretrain/main.py --ds_config ds_configs/zero2_cpu.json --config genebert-tiny \
 	  --steps $(DEMO_STEPS) --eval_every 100 --save_every 100
 
 runs/genebert/genebert.json: | $(PRETRAINED)

@@ -19,7 +19,7 @@ def ends_on_input_error(main):
             print(f"error: {error}", file=sys.stderr)
             raise SystemExit(2) from None
         except KeyboardInterrupt:
-            print("interrupted: nothing half-written was left behind", file=sys.stderr)
+            print("interrupted", file=sys.stderr)
             raise SystemExit(130) from None
 
     return guarded

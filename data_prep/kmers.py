@@ -15,7 +15,6 @@ from tokenizers.processors import TemplateProcessing
 from data_prep.bases import LETTERS
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-K_RANGE = range(3, 7)
 
 
 def kmer_vocabulary(k: int) -> list[str]:

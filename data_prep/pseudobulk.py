@@ -39,7 +39,7 @@ def run(config: PseudobulkConfig) -> None:
     made_from = fingerprint(
         inputs=[sha256_of_file(path) for path in inputs], keys=[config.cell_type_key, config.barcode_key]
     )
-    if is_up_to_date(out, made_from, config.overwrite):
+    if is_up_to_date(out, made_from, config.overwrite, inputs):
         print(f"{out}: up to date")
         return
 

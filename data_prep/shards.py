@@ -104,7 +104,7 @@ def run(config: ShardsConfig) -> None:
         samples_per_shard=config.samples_per_shard,
         seed=config.seed,
     )
-    if is_up_to_date(out, made_from, config.overwrite):
+    if is_up_to_date(out, made_from, config.overwrite, [genome.path, *files.values()]):
         print(f"{out}: up to date")
         return
 

@@ -10,6 +10,7 @@ with the same arguments to go on where it stopped.
 import argparse
 import csv
 import json
+import os
 import shutil
 import sys
 import time
@@ -24,7 +25,7 @@ from transformers.utils import logging
 
 from data_prep.errors import InputError, ends_on_input_error
 from data_prep.genome import sha256_of_file
-from data_prep.output_folder import MANIFEST, fingerprint, is_up_to_date, write_json
+from data_prep.output_folder import MANIFEST, UNFINISHED, fingerprint, is_up_to_date, write_json
 from finetune import classifier, figures, linear_baseline
 from finetune.metrics import classification
 from finetune.sequence_table import LabelledSequences, fingerprints
@@ -58,7 +59,7 @@ class FinetuneConfig:
     bf16: bool = field(default=False, metadata={"help": "Compute in bf16."})
     seed: int = field(default=0, metadata={"help": "Decides new weights and the order of rows."})
     dedup: bool = field(default=False, metadata={"help": "Drop rows that recur within or across splits."})
-    wandb: bool = field(default=False, metadata={"help": "Log to W&B (offline unless logged in)."})
+    wandb: Literal["off", "offline", "online"] = field(default="off", metadata={"help": "Log to W&B."})
     overwrite: bool = field(default=False, metadata={"help": "Replace what --out holds."})
 
 
@@ -98,14 +99,15 @@ def run(config: FinetuneConfig) -> None:
         if len(np.unique(split.labels)) < 2:
             raise InputError(f"{split.path}: fewer than two classes are left after --dedup")
     results_path = out / "results.json"
-    if is_up_to_date(out, made_from, config.overwrite or belongs(out, made_from), "results.json"):
+    going_on = belongs(out, made_from)
+    if is_up_to_date(out, made_from, config.overwrite or going_on, [data, checkpoint], "results.json"):
         print(f"{out}: up to date")
         print("\n".join(format_scores(json.loads(results_path.read_text()))))
         return
-    if not belongs(out, made_from):
+    if not going_on:
         shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "run.json", {"fingerprint": made_from, "config": asdict(config)})
+    write_json(out / UNFINISHED, {"fingerprint": made_from, "config": asdict(config)})
 
     simulated = is_simulated(data)
     print(
@@ -189,7 +191,7 @@ def read_json(path: Path) -> dict:
 
 def belongs(out: Path, made_from: str) -> bool:
     """True where `out` holds a run of the same arguments that was not finished."""
-    return read_json(out / "run.json").get("fingerprint") == made_from
+    return read_json(out / UNFINISHED).get("fingerprint") == made_from
 
 
 def is_simulated(data: Path) -> bool:
@@ -207,6 +209,7 @@ def fine_tuned(
     out: Path,
 ) -> np.ndarray:
     """Probabilities of a fine-tuned encoder over `test`."""
+    os.environ["WANDB_MODE"] = "disabled" if config.wandb == "off" else config.wandb
     quiet = not sys.stderr.isatty()
     logging.set_verbosity_error()
     if quiet:
@@ -227,7 +230,7 @@ def fine_tuned(
         logging_steps=50,
         disable_tqdm=quiet,
         dataloader_pin_memory=torch.cuda.is_available(),
-        report_to="wandb" if config.wandb else "none",
+        report_to="none" if config.wandb == "off" else "wandb",
         run_name=f"{config.task}-{'pretrained' if pretrained else 'scratch'}",
     )
     return classifier.fit_and_predict(model, classifier.load_tokenizer(checkpoint), train, test, arguments)

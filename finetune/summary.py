@@ -29,7 +29,7 @@ def pretraining(record: dict, rows: list[dict]) -> list[str]:
     evaluations = [row for row in rows if "val/loss/total" in row]
     first, last = evaluations[0], evaluations[-1]
     batch, kmers = record["layout"]["global_batch"], 4 ** record["model"]["k"]
-    chance = {"val/mgm/accuracy": 1 / kmers, "val/ngsp/accuracy": 0.5, "val/srm/recall_at_1": 1 / batch}
+    chance = {"val/mgm/accuracy": 1 / kmers, "val/ngsp/accuracy": 0.5, "val/srm/recall_at_1": last["val/srm/chance"]}
     lines = [
         f"Pre-training: {record['steps']} steps of {batch} samples on {record['layout']['world_size']} ranks, genome "
         f"{record['genome']['name']}; held-out chromosomes",

@@ -70,7 +70,8 @@ def save(engine, run_dir: Path, step: int, state: dict, keep_last: int) -> None:
         write_atomically(folder(run_dir) / name / STATE, json.dumps({"step": step, **state}, indent=1))
         write_atomically(folder(run_dir) / "latest", name)
         best = name_of(state["best"]["step"]) if state["best"] else None
-        whole = sorted(path.parent for path in folder(run_dir).glob(f"step-*/{STATE}"))
+        whole = [path.parent for path in folder(run_dir).glob(f"step-*/{STATE}")]
+        whole.sort(key=lambda path: int(path.name.removeprefix("step-")))
         for old in whole[:-keep_last]:
             if old.name != best:
                 shutil.rmtree(old)

@@ -6,12 +6,12 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal, get_args, get_origin
 
-import torch
 import yaml
 from transformers import HfArgumentParser
 
 from data_prep.errors import InputError
 from kernels.kmer_mask import SpanRule
+from pretrain import ranks
 
 PRESETS = Path(__file__).parent / "presets"
 
@@ -42,7 +42,7 @@ class RunConfig:
 
     ds_config: str = field(metadata={"help": "DeepSpeed configuration, such as ds_configs/zero2.json."})
     config: str = field(
-        default_factory=lambda: "genebert-base" if torch.cuda.is_available() else "genebert-tiny",
+        default_factory=lambda: default_preset(),
         metadata={
             "help": "Preset, or YAML file of defaults: genebert-base, the default on CUDA; genebert-tiny, on a CPU."
         },
@@ -81,10 +81,14 @@ class RunConfig:
     local_rank: int = field(default=0, metadata={"help": "Given by the launcher."})
 
 
+def default_preset() -> str:
+    return "genebert-base" if ranks.on_cuda() else "genebert-tiny"
+
+
 def parse(arguments: list[str] | None, description: str) -> tuple[ModelConfig, RunConfig]:
     """Command line over preset over default. Raises `InputError` for a preset or value that cannot be used."""
     first = argparse.ArgumentParser(add_help=False)
-    first.add_argument("--config", default=RunConfig(ds_config="").config)
+    first.add_argument("--config", default=default_preset())
     preset = read_preset(first.parse_known_args(arguments)[0].config)
     parser = HfArgumentParser(
         (ModelConfig, RunConfig),

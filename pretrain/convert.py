@@ -51,12 +51,9 @@ def convert(run_dir: Path, out_dir: Path, which: str, overwrite: bool) -> None:
     """Write OUT_DIR, or say that it is there. Raises `InputError` where the run holds no such checkpoint."""
     source = find_checkpoint(run_dir, which)
     state = checkpoint.read_state(source)
-    try:
-        record = json.loads((run_dir / "config.json").read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{run_dir / 'config.json'}: cannot be read: {error}") from error
-    made_from = fingerprint(checkpoint=source.name, state=state, steps=record["steps"], motifs=record["motifs"])
-    if is_up_to_date(out_dir, made_from, overwrite, DESCRIPTION):
+    record = state["config"]
+    made_from = fingerprint(checkpoint=source.name, state=state)
+    if is_up_to_date(out_dir, made_from, overwrite, [run_dir], DESCRIPTION):
         print(f"{out_dir}: up to date with {source}")
         return
     transformers.utils.logging.disable_progress_bar()
@@ -144,6 +141,9 @@ def write_tokenizer(folder: Path, config: ModelConfig) -> None:
         model_input_names=["input_ids", "token_type_ids", "attention_mask"],
     )
     tokenizer.save_pretrained(folder)
+    # The class by the name that every version of transformers knows.
+    path = folder / "tokenizer_config.json"
+    write_json(path, json.loads(path.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"})
     (folder / "vocab.txt").write_text("".join(f"{token}\n" for token in kmer_vocabulary(config.k)))
 
 

@@ -23,17 +23,18 @@ PANELS = (
 
 
 def draw(run_dir: Path, global_batch: int, k: int) -> Path | None:
-    """Draw the run's curves, with chance as a dotted line; None where nothing was logged yet."""
+    """Draw the run's curves, with held-out chance as a dotted line; None where nothing was logged yet."""
     rows = read_metrics(run_dir)
     if not rows:
         return None
+    pool = next((1 / row["val/srm/chance"] for row in rows if "val/srm/chance" in row), global_batch)
     chance = {
         "loss/mgm": math.log(4**k),
         "loss/ngsp": math.log(2),
-        "loss/srm": math.log(global_batch),
+        "loss/srm": math.log(pool),
         "mgm/accuracy": 4.0**-k,
         "ngsp/accuracy": 0.5,
-        "srm/recall_at_1": 1 / global_batch,
+        "srm/recall_at_1": 1 / pool,
     }
     figure, axes = plt.subplots(2, 4, figsize=(15, 6.2), layout="constrained")
     for axis, (name, title) in zip(axes.flat, PANELS, strict=True):

@@ -1,9 +1,11 @@
 """The DeepSpeed configuration: read, checked, and completed with the batch layout of this cluster."""
 
+import inspect
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from deepspeed.runtime import lr_schedules
 from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from pydantic import ValidationError
 
@@ -11,13 +13,11 @@ from data_prep.errors import InputError
 
 KNOWN_KEYS = {
     "activation_checkpointing",
-    "bf16",
     "comms_logger",
     "communication_data_type",
     "data_types",
     "dump_state",
     "flops_profiler",
-    "fp16",
     "gradient_clipping",
     "memory_breakdown",
     "optimizer",
@@ -31,6 +31,14 @@ KNOWN_KEYS = {
     "zero_allow_untested_optimizer",
     "zero_optimization",
 }
+
+
+KNOWN_PARAMETERS = {
+    "torch_autocast": {"enabled", "dtype", "lower_precision_safe_modules"},
+    "optimizer": {"type", "params"},
+    "scheduler": {"type", "params"},
+}
+ADAM_PARAMETERS = {"lr", "betas", "eps", "weight_decay", "torch_adam", "adam_w_mode", "amsgrad", "fused", "foreach"}
 
 
 @dataclass(frozen=True)
@@ -71,6 +79,11 @@ def read_ds_config(path: str) -> dict:
         raise InputError(
             f"{path}: gradient_accumulation_steps follows from train_batch_size and the number of GPUs; remove it"
         )
+    if {"bf16", "fp16"} & set(content):
+        raise InputError(
+            f'{path}: bf16 and fp16 would round the temperature; write "torch_autocast": '
+            '{"enabled": true, "dtype": "bfloat16"}, which computes in bf16 and keeps parameters in fp32'
+        )
     unknown = sorted(set(content) - KNOWN_KEYS)
     if unknown:
         raise InputError(f"{path}: unknown key {unknown[0]!r}; known are {', '.join(sorted(KNOWN_KEYS))}")
@@ -82,6 +95,7 @@ def read_ds_config(path: str) -> dict:
     for key, type_ in (("optimizer", dict), ("scheduler", dict), ("train_batch_size", int)):
         if not isinstance(content.get(key), type_):
             raise InputError(f"{path}: {key} is missing or no {'object' if type_ is dict else 'whole number'}")
+    _check_parameters(content, path)
     for key in ("train_batch_size", "train_micro_batch_size_per_gpu"):
         if not _is_count(content.get(key, 1)):
             raise InputError(f"{path}: {key} must be a whole number of at least 1, not {content[key]!r}")
@@ -116,6 +130,33 @@ def with_layout(content: dict, layout: BatchLayout) -> dict:
         "train_micro_batch_size_per_gpu": layout.micro_batch,
         "gradient_accumulation_steps": layout.accumulation,
     }
+
+
+def _check_parameters(content: dict, path: str) -> None:
+    for key, known in KNOWN_PARAMETERS.items():
+        _check_known(content.get(key, {}), known, f"{path}: {key}")
+    kind = content["optimizer"].get("type")
+    if str(kind).lower() not in ("adam", "adamw"):
+        raise InputError(f"{path}: optimizer.type {kind!r}: ZeRO-2 trains with Adam or AdamW")
+    _check_known(content["optimizer"].get("params", {}), ADAM_PARAMETERS, f"{path}: optimizer.params")
+    kind = content["scheduler"].get("type")
+    if kind not in lr_schedules.VALID_LR_SCHEDULES:
+        raise InputError(f"{path}: scheduler.type {kind!r}: give one of {', '.join(lr_schedules.VALID_LR_SCHEDULES)}")
+    known = set(inspect.signature(getattr(lr_schedules, kind)).parameters) - {"optimizer"}
+    _check_known(content["scheduler"].get("params", {}), known, f"{path}: scheduler.params")
+    clipping = content.get("gradient_clipping", 0.0)
+    if not isinstance(clipping, int | float) or clipping < 0:
+        raise InputError(f"{path}: gradient_clipping must be a number of at least 0, not {clipping!r}")
+    if content.get("zero_optimization", {}).get("stage") not in (1, 2):
+        raise InputError(f"{path}: zero_optimization.stage must be 1 or 2")
+
+
+def _check_known(content: object, known: set[str], where: str) -> None:
+    if not isinstance(content, dict):
+        raise InputError(f"{where}: not a JSON object")
+    unknown = sorted(set(content) - known)
+    if unknown:
+        raise InputError(f"{where}: unknown key {unknown[0]!r}; known are {', '.join(sorted(known))}")
 
 
 def _is_count(value: object) -> bool:

@@ -9,6 +9,7 @@ arguments to go on from the newest checkpoint.
 
 import json
 import logging
+import math
 import os
 import sys
 from dataclasses import asdict
@@ -20,6 +21,7 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from data_prep.errors import InputError, ends_on_input_error
+from data_prep.output_folder import check_writable
 from data_prep.shard_reader import ShardReader, read_manifest, verify_shard
 from pretrain import checkpoint, curves, ranks
 from pretrain.batches import MicroBatches, loader
@@ -30,7 +32,11 @@ from pretrain.model import GeneBERT
 from pretrain.run_log import RunLog
 from pretrain.trainer import Throughput, Trainer
 
-NO_DECAY = ("bias", "LayerNorm.weight", "norm", "logit_scale", "relative_position_bias_table")
+# Fields of RunConfig that decide what is learnt: a checkpoint goes on only with the same.
+OBJECTIVE = (
+    *("mask_rate", "late_mask_rate", "late_mask_from", "mask_span"),
+    *("mgm_weight", "ngsp_weight", "srm_weight", "srm_loss"),
+)
 
 
 @ends_on_input_error
@@ -38,6 +44,7 @@ def main(arguments: list[str] | None = None) -> None:
     with ranks.one_voice():
         model_config, run_config = parse(arguments, __doc__)
         ds_config, steps = with_steps(read_ds_config(run_config.ds_config), run_config.steps, run_config.ds_config)
+        check_writable(Path(run_config.out))
         manifest = read_manifest(run_config.shards)
         deepspeed.utils.logger.setLevel(logging.ERROR)
         ranks.join()
@@ -58,8 +65,10 @@ def pretrain(model_config: ModelConfig, config: RunConfig, ds_config: dict, step
         "seed": config.seed,
         "global_batch": layout.global_batch,
         "world_size": layout.world_size,
+        **{name: getattr(config, name) for name in OBJECTIVE},
     }
     resumed = checkpoint.newest(run_dir)
+    ranks.check_agreement(str(resumed), f"newest checkpoint of {run_dir}")
     if resumed:
         if not config.resume:
             raise InputError(f"{run_dir}: holds a checkpoint already; choose another --out, or drop --no_resume")
@@ -111,7 +120,7 @@ def pretrain(model_config: ModelConfig, config: RunConfig, ds_config: dict, step
 
     order = DataOrder([shard["samples"] for shard in train.reader.shards], config.seed)
     asked = order.micro_batches(layout, dist.get_rank(), range(done, steps))
-    batches = iter(loader(train, asked, config.workers, torch.cuda.is_available()))
+    batches = iter(loader(train, asked, config.workers, ranks.on_cuda()))
     throughput = Throughput(layout)
     progress = tqdm(
         initial=done, total=steps, unit="step", disable=None if ranks.is_first() else True, dynamic_ncols=True
@@ -124,17 +133,23 @@ def pretrain(model_config: ModelConfig, config: RunConfig, ds_config: dict, step
         progress.set_postfix({name: f"{metrics[f'loss/{name}']:.3f}" for name in ("mgm", "ngsp", "srm")})
         if logged and log:
             log.write(number, metrics | throughput.read())
+        if logged:
+            throughput.restart()
+        is_best = False
         if len(val) and (number % config.eval_every == 0 or last):
             held_out = trainer.evaluate(val)
-            if best is None or held_out["val/loss/total"] < best["val/loss/total"]:
-                best = {"step": number, **held_out}
+            loss = held_out["val/loss/total"]
+            is_best = math.isfinite(loss) and (best is None or loss < best["val/loss/total"])
+            best = {"step": number, **held_out} if is_best else best
             if log:
                 log.write(number, held_out)
                 progress.write(summary(number, held_out))
                 curves.draw(run_dir, layout.global_batch, model_config.k)
-        if number % config.save_every == 0 or last:
-            state = {"model": asdict(model_config), "run": identity, "best": best}
+        if number % config.save_every == 0 or last or is_best:
+            state = {"model": asdict(model_config), "run": identity, "config": record, "best": best}
+            state["epoch"] = number * layout.global_batch // len(train)
             checkpoint.save(engine, run_dir, number, state, config.keep_last)
+            throughput.restart()
     progress.close()
     if log:
         log.close()
@@ -161,10 +176,10 @@ def verify_shards(folder: str, manifest: dict) -> None:
 
 
 def parameter_groups(model: torch.nn.Module) -> list[dict]:
-    """Weight decay for matrices alone: none for biases, norms, and the temperature."""
+    """Weight decay for matrices alone: none for biases (also those by relative position), norms, the temperature."""
     decayed, others = [], []
     for name, parameter in model.named_parameters():
-        (others if parameter.ndim < 2 or any(part in name for part in NO_DECAY) else decayed).append(parameter)
+        (others if parameter.ndim < 2 or "bias" in name else decayed).append(parameter)
     return [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
 
 

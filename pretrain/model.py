@@ -41,8 +41,9 @@ class GeneBERT(nn.Module):
         self.config = config
         self.sequence = BertForPreTraining(sequence_config(config))
         self.region = region_encoder(config)
+        width = getattr(self.region, "head_hidden_size", None) or self.region.num_features
         self.sequence_projection = nn.Linear(config.hidden_size, config.projection_size, bias=False)
-        self.region_projection = nn.Linear(self.region.num_features, config.projection_size, bias=False)
+        self.region_projection = nn.Linear(width, config.projection_size, bias=False)
         # Logarithm of the inverse temperature; of shape [1], because DeepSpeed cannot broadcast a scalar.
         self.logit_scale = nn.Parameter(torch.tensor([1 / INITIAL_TEMPERATURE]).log())
         self.register_buffer("binding_mean", binding_mean.float())
@@ -51,7 +52,9 @@ class GeneBERT(nn.Module):
     @property
     def scale(self) -> torch.Tensor:
         """Inverse temperature of sequence-region matching, fp32 [1]."""
-        return self.logit_scale.float().exp().clamp(max=LARGEST_SCALE)
+        scale = self.logit_scale.float().exp()
+        # Bounded in value but not in gradient: a clamp would hold a scale above the bound there for ever.
+        return scale - (scale - scale.clamp(max=LARGEST_SCALE)).detach()
 
     def forward(self, batch: MaskedBatch, binding: torch.Tensor) -> Outputs:
         """batch: masked rows; binding: [batch, 10, n_motifs]."""

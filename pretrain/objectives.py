@@ -62,5 +62,5 @@ def recall(rows: torch.Tensor, columns: torch.Tensor, first_row: int, kept: torc
     similarity = (rows @ columns.T).masked_fill(~kept, -torch.inf)
     own_column = torch.arange(first_row, first_row + len(rows), device=rows.device)
     own = similarity.gather(1, own_column[:, None])
-    nearer = (similarity > own).sum(1)
+    nearer = (~(similarity < own)).sum(1) - 1  # ties and NaN count as nearer: a collapsed encoder recalls nothing
     return ((nearer < at) & kept[own_column]).sum()

@@ -9,7 +9,7 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -98,7 +98,8 @@ class Trainer:
             sequence, region = (torch.cat(parts) for parts in zip(*embeddings, strict=True))
             weight = torch.cat(weights)
             sums[-1] += len(samples) * info_nce(sequence, region, self.model.scale, weight, self.config.srm_loss)
-            for name, share in self._recall((sequence, region), weight).items():
+            here = self._recall((sequence, region), weight) | {"srm/chance": 1 / len(samples)}
+            for name, share in here.items():
                 recalls[name] += share * len(samples) / len(dataset)
         self.engine.train()
         sums = ranks.summed(sums)
@@ -142,9 +143,11 @@ class Trainer:
             return in_one_pass, None
 
         with torch.no_grad():
-            outputs = [self._forward(step, n, *pair) for n, pair in enumerate(zip(batches, masked, strict=True))]
-        sequence = torch.cat([o.sequence for o in outputs]).requires_grad_()
-        region = torch.cat([o.region for o in outputs]).requires_grad_()
+            embeddings = []
+            for number, (batch, rows) in enumerate(zip(batches, masked, strict=True)):
+                outputs = self._forward(step, number, batch, rows)
+                embeddings.append((outputs.sequence, outputs.region))
+        sequence, region = (torch.cat(parts).requires_grad_() for parts in zip(*embeddings, strict=True))
         scale = self.model.scale.detach().requires_grad_()
         weight = torch.cat([batch["weight"] for batch in batches])
         share = info_nce(sequence, region, scale, weight, self.config.srm_loss)
@@ -195,10 +198,10 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 
 @dataclass
 class Throughput:
-    """Rates since the last reading: samples and tokens a second, and the share of time spent waiting for data."""
+    """Rates since the last restart: samples and tokens a second, and the share of time spent waiting for data."""
 
     layout: BatchLayout
-    started: float = 0.0
+    started: float = field(default_factory=time.perf_counter)
     waited: float = 0.0
     tokens: int = 0
     steps: int = 0
@@ -206,15 +209,14 @@ class Throughput:
     def micro_batches(self, batches: Iterator[Batch]) -> list[Batch]:
         """The next step's micro-batches, timed."""
         before = time.perf_counter()
-        self.started = self.started or before
         taken = [next(batches) for _ in range(self.layout.accumulation)]
         self.waited += time.perf_counter() - before
-        self.tokens += sum(int(batch["window_kmers"].sum()) for batch in taken)
+        self.tokens += sum(int(batch["window_kmers"][batch["weight"] > 0].sum()) for batch in taken)
         self.steps += 1
         return taken
 
     def read(self) -> dict[str, float]:
-        """The rates of the whole run, from this rank's steps; starts anew."""
+        """The rates of the whole run, from this rank's steps since `restart`."""
         seconds = time.perf_counter() - self.started
         rates = {
             "perf/samples_per_s": self.steps * self.layout.global_batch / seconds,
@@ -222,13 +224,15 @@ class Throughput:
             "perf/data_wait_share": self.waited / seconds,
             "perf/memory_gib": memory_gib(),
         }
-        self.started, self.waited, self.tokens, self.steps = time.perf_counter(), 0.0, 0, 0
         return rates
+
+    def restart(self) -> None:
+        self.started, self.waited, self.tokens, self.steps = time.perf_counter(), 0.0, 0, 0
 
 
 def memory_gib() -> float:
     """Peak memory of this rank: the GPU's, or the process's resident size on a CPU."""
-    if torch.cuda.is_available():
+    if ranks.on_cuda():
         return torch.cuda.max_memory_allocated() / 2**30
     import resource
 

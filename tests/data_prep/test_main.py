@@ -168,10 +168,15 @@ def test_a_folder_of_other_files_is_kept_unless_told(command, tmp_path, capsys, 
     assert [path.read_text() for path in out.iterdir()] == ["years of work"]
 
 
-def test_overwrite_replaces_a_folder_of_other_files(command, tmp_path):
+def test_overwrite_replaces_other_results_and_nothing_else(command, tmp_path, capsys):
     out = tmp_path / "mine"
     out.mkdir()
-    (out / "notes.txt").write_text("old")
+    (out / "notes.txt").write_text("years of work")
+    with pytest.raises(SystemExit) as exit_:
+        main([*command, "--out", str(out), "--overwrite"])
+    assert exit_.value.code == 2
+    assert "not of this program" in capsys.readouterr().err
+    (out / "manifest.json").write_text("{}")
     main([*command, "--out", str(out), "--overwrite"])
     assert {path.name for path in out.iterdir()} == {"manifest.json", "train-000000.tar", "train-000000.index.npy"}
     assert not list(tmp_path.glob("mine.*"))

@@ -318,17 +318,24 @@ def test_a_flag_or_value_that_no_run_can_have_is_refused(refused, flag, value):
     assert flag in refused(flag, value, "--models", "scratch")
 
 
-def test_a_folder_with_other_files_is_kept_unless_overwritten(arguments, tmp_path, capsys):
+def test_a_folder_with_files_of_the_users_is_kept_even_on_overwrite(arguments, tmp_path, capsys):
     (tmp_path / "thesis.txt").write_text("chapter one")
-    given = [*arguments, "--out", str(tmp_path), "--models", "linear"]
     with pytest.raises(SystemExit) as exit_:
-        main(given)
+        main([*arguments, "--out", str(tmp_path), "--models", "linear", "--overwrite"])
     assert exit_.value.code == 2
-    assert "--overwrite" in capsys.readouterr().err
+    assert "not of this program" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
-    main([*given, "--overwrite"])
-    assert not (tmp_path / "thesis.txt").exists()
-    assert (tmp_path / "results.json").is_file()
+
+
+@pytest.mark.parametrize("at", ["--data", "--checkpoint"])
+def test_the_input_is_not_overwritten(arguments, at, capsys):
+    folder = Path(arguments[arguments.index(at) + 1])
+    before = state(folder)
+    with pytest.raises(SystemExit) as exit_:
+        main([*arguments, "--out", str(folder), "--models", "linear", "--overwrite"])
+    assert exit_.value.code == 2
+    assert "holds the input" in capsys.readouterr().err
+    assert state(folder) == before
 
 
 def test_results_of_other_arguments_are_kept_unless_overwritten(out, arguments, capsys):

@@ -109,7 +109,7 @@ def deepspeed(shards, preset) -> Callable[..., subprocess.Popen]:
                 *("pretrain/main.py", "--config", str(preset), "--shards", str(shards), *arguments),
             ],
             cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

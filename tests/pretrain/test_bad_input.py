@@ -15,6 +15,7 @@ import torch.distributed as dist
 
 from data_prep.shard_reader import read_manifest
 from pretrain import checkpoint, convert, main, ranks
+from pretrain.config import RunConfig
 from pretrain.model import GeneBERT
 
 ROOT = Path(__file__).parents[2]
@@ -296,14 +297,14 @@ def run_dir(tmp_path, model_config, shards) -> Path:
     """A run folder as one of 8 of 20 steps leaves it, but without DeepSpeed's files, which are read last."""
     folder = tmp_path / "earlier"
     identity = {"shards": read_manifest(shards)["fingerprint"], "seed": 0, "global_batch": 8, "world_size": 1}
+    identity |= {name: getattr(RunConfig(ds_config=""), name) for name in main.OBJECTIVE}
+    record = {"steps": STEPS, "motifs": read_manifest(shards)["motifs"]}
     for step in (4, 8):
         kept = checkpoint.folder(folder) / checkpoint.name_of(step)
         kept.mkdir(parents=True)
-        state = {"step": step, "model": asdict(model_config), "run": identity, "best": None}
+        state = {"step": step, "model": asdict(model_config), "run": identity, "config": record, "best": None}
         (kept / checkpoint.STATE).write_text(json.dumps(state))
     (checkpoint.folder(folder) / "latest").write_text("step-000008")
-    record = {"steps": STEPS, "motifs": read_manifest(shards)["motifs"]}
-    (folder / "config.json").write_text(json.dumps(record))
     return folder
 
 
@@ -404,11 +405,6 @@ def test_the_best_of_a_run_that_was_never_evaluated_is_not_converted(not_convert
     assert f"{run_dir}: was never evaluated" in not_converted(run_dir, "--checkpoint", "best")
 
 
-def test_a_run_without_its_configuration_is_not_converted(not_converted, run_dir):
-    (run_dir / "config.json").unlink()
-    assert str(run_dir / "config.json") in not_converted(run_dir)
-
-
 def test_a_checkpoint_without_deepspeeds_files_is_not_converted(not_converted, run_dir):
     assert str(checkpoint.newest(run_dir)) in not_converted(run_dir)
 
@@ -420,5 +416,5 @@ def test_a_folder_with_other_files_is_not_replaced_by_a_converted_model(run_dir,
     with pytest.raises(SystemExit) as exit_:
         convert.main([str(run_dir), str(kept.parent)])
     assert exit_.value.code == 2
-    assert "--overwrite" in assert_is_one_line(capsys.readouterr().err)
+    assert "not of this program" in assert_is_one_line(capsys.readouterr().err)
     assert list(kept.parent.iterdir()) == [kept]

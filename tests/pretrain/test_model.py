@@ -82,6 +82,8 @@ def test_recall_counts_rows_whose_own_column_is_near():
     assert recall(rows, columns, 0, kept, at=1) == 0
     rows[0] = columns[5]
     assert recall(rows, columns, 2, kept, at=1) == 1
+    assert recall(torch.ones(2, 5), torch.ones(6, 5), 0, kept, at=5) == 0  # collapsed
+    assert recall(rows * torch.nan, columns, 0, kept, at=5) == 0
     kept[2] = False
     assert recall(rows, columns, 2, kept, at=6) == 1
 

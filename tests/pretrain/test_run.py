@@ -41,7 +41,7 @@ def assert_same_curves(one: Path, other: Path) -> None:
 @pytest.fixture(scope="module")
 def on_two_ranks(tmp_path_factory, pretrain, ds_config) -> Path:
     out = tmp_path_factory.mktemp("runs") / "two"
-    output = pretrain(2, "--ds_config", str(ds_config(9)), "--out", str(out), "--save_every", "8")
+    output = pretrain(2, "--ds_config", str(ds_config(9)), "--out", str(out), "--save_every", "8", "--keep_last", "2")
     assert "20 steps of 9 samples on 2 ranks (1 x 5 each, 1 padded)" in output
     return out
 
@@ -67,9 +67,13 @@ def test_the_learning_rate_warms_up_and_decays(on_two_ranks):
 
 
 def test_checkpoints_are_kept_as_asked(on_two_ranks):
-    kept = sorted(path.name for path in (on_two_ranks / "checkpoints").glob("step-*"))
-    assert kept == ["step-000008", "step-000016", "step-000020"]
-    assert checkpoint.newest(on_two_ranks).name == "step-000020"
+    newest = checkpoint.newest(on_two_ranks)
+    assert newest.name == "step-000020"
+    best = checkpoint.name_of(checkpoint.read_state(newest)["best"]["step"])
+    kept = {path.name for path in (on_two_ranks / "checkpoints").glob("step-*")}
+    assert kept == {"step-000016", "step-000020", best}
+    losses = curve(on_two_ranks, "val/loss/total")
+    assert best == checkpoint.name_of(min(losses, key=losses.get))
 
 
 @pytest.mark.parametrize(
@@ -97,7 +101,7 @@ def test_a_killed_run_resumes_and_its_curve_joins(tmp_path, deepspeed, pretrain,
         os.kill(rank, signal.SIGKILL)
     process.communicate(timeout=60)
     assert process.returncode != 0
-    assert checkpoint.newest(tmp_path).name in ("step-000008", "step-000016")
+    assert checkpoint.newest(tmp_path).name in ("step-000008", "step-000010", "step-000016")
     assert "resuming at step" in pretrain(2, *arguments)
     assert_same_curves(tmp_path, on_two_ranks)
     assert "complete, 20 steps were done" in pretrain(2, *arguments)
