@@ -64,9 +64,6 @@ class ShardReader:
     def __len__(self) -> int:
         return int(self.first_of_shard[-1])
 
-    def __getstate__(self) -> dict:
-        return {**self.__dict__, "_handles": {}, "_owner": None}
-
     @cached_property
     def index(self) -> np.ndarray:
         """One row of INDEX_DTYPE a sample."""

@@ -27,6 +27,8 @@ def main() -> None:
 def pretraining(record: dict, rows: list[dict]) -> list[str]:
     """The held-out metrics of the first and the last evaluation, beside chance."""
     evaluations = [row for row in rows if "val/loss/total" in row]
+    if not evaluations:
+        return [f"Pre-training: {record['steps']} steps; no chromosome was held out"]
     first, last = evaluations[0], evaluations[-1]
     batch, kmers = record["layout"]["global_batch"], 4 ** record["model"]["k"]
     chance = {"val/mgm/accuracy": 1 / kmers, "val/ngsp/accuracy": 0.5, "val/srm/recall_at_1": last["val/srm/chance"]}

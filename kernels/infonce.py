@@ -21,7 +21,6 @@ def info_nce(
     scale: torch.Tensor,
     weight: torch.Tensor,
     loss: Loss = "clip",
-    group: dist.ProcessGroup | None = None,
 ) -> torch.Tensor:
     """This rank's share of the loss of matching each sequence with its region, a scalar in fp32.
 
@@ -32,7 +31,7 @@ def info_nce(
     paper: lse_ij s_ij - lse_i s_ii  (GeneBERT, Eq. 3 read as one softmax over all pairs)
     """
     run = implementation({"reference": _InfoNCE.apply}, sequence.device)
-    return run(sequence, region, scale, weight, loss, group)
+    return run(sequence, region, scale, weight, loss)
 
 
 def info_nce_reference(
@@ -51,13 +50,13 @@ class _InfoNCE(torch.autograd.Function):
     """Local rows against global columns, a [local, global] panel at a time, in fp32."""
 
     @staticmethod
-    def forward(ctx, sequence, region, scale, weight, loss, group):
+    def forward(ctx, sequence, region, scale, weight, loss):
         ctx.dtypes = sequence.dtype, region.dtype
         with torch.autocast(sequence.device.type, enabled=False):
             kept = weight > 0
             sequence, region = (torch.where(kept[:, None], rows.float(), 0.0) for rows in (sequence, region))
-            all_sequences, all_regions = _gather(sequence, group), _gather(region, group)
-            all_kept = _gather(kept, group)
+            all_sequences, all_regions = _gather(sequence), _gather(region)
+            all_kept = _gather(kept)
             batch = all_kept.sum()
 
             matched = scale * (sequence * region).sum(1)
@@ -65,12 +64,12 @@ class _InfoNCE(torch.autograd.Function):
             over_sequences = _log_sum_exp(scale, region, all_sequences, all_kept)
             if loss == "clip":
                 share = ((over_regions + over_sequences) / 2 - matched)[kept].sum() / batch
-                lse = _gather(over_regions, group), _gather(over_sequences, group)
+                lse = _gather(over_regions), _gather(over_sequences)
             else:
-                lse = tuple(_gather(rows, group)[all_kept].logsumexp(0) for rows in (over_regions, matched))
+                lse = tuple(_gather(rows)[all_kept].logsumexp(0) for rows in (over_regions, matched))
                 share = (lse[0] - lse[1]) * kept.sum() / batch
         ctx.save_for_backward(sequence, region, scale, kept, all_sequences, all_regions, all_kept, *lse)
-        ctx.loss, ctx.first_row = loss, _rank(group) * len(sequence)
+        ctx.loss, ctx.first_row = loss, _rank() * len(sequence)
         return share
 
     @staticmethod
@@ -84,7 +83,7 @@ class _InfoNCE(torch.autograd.Function):
         d_sequence = upstream * scale * (of_sequences @ all_regions)
         d_region = upstream * scale * (of_regions @ all_sequences)
         d_scale = (upstream * (of_sequences * cosine).sum()).reshape(scale.shape)
-        return d_sequence.to(ctx.dtypes[0]), d_region.to(ctx.dtypes[1]), d_scale, None, None, None
+        return d_sequence.to(ctx.dtypes[0]), d_region.to(ctx.dtypes[1]), d_scale, None, None
 
 
 def _panel_gradient(
@@ -118,14 +117,14 @@ def _log_sum_exp(scale: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor,
     return (scale * rows @ columns.T).masked_fill(~kept, -torch.inf).logsumexp(1)
 
 
-def _rank(group: dist.ProcessGroup | None) -> int:
-    return dist.get_rank(group) if dist.is_initialized() else 0
+def _rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
 
 
-def _gather(rows: torch.Tensor, group: dist.ProcessGroup | None) -> torch.Tensor:
+def _gather(rows: torch.Tensor) -> torch.Tensor:
     """All ranks' rows, in order of rank; no gradient flows through."""
-    if not dist.is_initialized() or dist.get_world_size(group) == 1:
+    if not dist.is_initialized() or dist.get_world_size() == 1:
         return rows
-    gathered = rows.new_empty(dist.get_world_size(group) * len(rows), *rows.shape[1:])
-    dist.all_gather_into_tensor(gathered, rows.contiguous(), group=group)
+    gathered = rows.new_empty(dist.get_world_size() * len(rows), *rows.shape[1:])
+    dist.all_gather_into_tensor(gathered, rows.contiguous())
     return gathered

@@ -54,6 +54,7 @@ class Trainer:
             sum(masked_count(rows, batch["weight"]) for rows, batch in zip(masked, batches, strict=True))
         )
         matching, embeddings = self._matching(step, batches, masked)
+        rate = self.engine.optimizer.param_groups[0]["lr"]
         sums, shares = torch.zeros(len(METRICS), dtype=torch.float64, device=ranks.device()), []
         for number, (batch, rows) in enumerate(zip(batches, masked, strict=True)):
             outputs = self._forward(step, number, batch, rows)
@@ -75,7 +76,7 @@ class Trainer:
         if with_recall:
             metrics |= self._recall(embeddings, torch.cat([batch["weight"] for batch in batches]))
         metrics["srm/temperature"] = 1 / float(self.model.scale.detach())
-        metrics["optim/lr"] = float(self.engine.get_lr()[0])
+        metrics["optim/lr"] = float(rate)
         metrics["optim/grad_norm"] = float(self.engine.get_global_grad_norm())
         return metrics
 

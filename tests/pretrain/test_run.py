@@ -63,7 +63,7 @@ def test_the_learning_rate_warms_up_and_decays(on_two_ranks):
     assert 3 <= peak <= 6
     assert rates[:peak] == sorted(rates[:peak])
     assert rates[peak:] == sorted(rates[peak:], reverse=True)
-    assert rates[-1] < 0.1 * max(rates)
+    assert rates[-1] < 0.2 * max(rates)
 
 
 def test_checkpoints_are_kept_as_asked(on_two_ranks):
