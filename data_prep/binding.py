@@ -2,10 +2,11 @@
 
 lightmotif scores 32 stretches of sequence at once, one a SIMD column. Regions of about one length are laid into those
 columns, each followed by N up to a common length: a window over N scores minus infinity, so nothing leaks from a region
-to the next one, and a region's affinity is a reduction down its part of a column.
+to the next one, and a region's affinity is a reduction down its part of a column. A long region is cut into pieces that
+overlap by what the widest motif needs, so that memory does not grow with it.
 """
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import lightmotif
@@ -17,8 +18,10 @@ AFFINITIES = ("max", "occupancy", "hits")
 HIT_P_VALUE = 1e-4
 
 _COLUMNS = 32  # of lightmotif's striped layout
-_BLOCK = 16  # a region's padded length is a multiple of this, for a reduction in two wide steps
-_ROWS = 1024  # regions share a column up to about this many rows, to spread the cost of a call
+_BLOCK = 16  # a piece's padded length is a multiple of this: a reduction down a column goes in two wide steps
+_ROWS = 4096  # pieces share a column up to about this many rows: the scores of a call stay in the L2 cache
+_SIMILAR = 0.9  # of the longest piece's length: a batch of few pieces takes none much shorter
+_STARTS = 4096  # window starts in a piece of a long region
 _LETTERS = np.frombuffer(b"ATCGN", dtype=np.uint8)
 
 
@@ -30,12 +33,13 @@ class Scanner:
       `max`        maximum log-odds over positions and strands, over the motif's own maximum, clipped to [0, 1]
       `occupancy`  log2 of the sum over positions and strands of 2**log-odds, clipped below at 0
       `hits`       number of positions and strands that score at p < 1e-4
-    A region without a single window free of N has affinity 0.
+    A region without a single window free of N has affinity 0, and so has every region for a motif without information.
     """
 
     strands: list[tuple[lightmotif.ScoringMatrix, lightmotif.ScoringMatrix]]
     maxima: np.ndarray
     thresholds: np.ndarray
+    widest: int
     affinity: str
 
     @classmethod
@@ -46,61 +50,80 @@ class Scanner:
             strands=[(pssm, pssm.reverse_complement()) for pssm in forward],
             maxima=np.array([motif.log_odds.max(axis=0).sum() for motif in motifs], dtype=np.float32),
             thresholds=np.array(thresholds, dtype=np.float32),
+            widest=max(motif.counts.shape[1] for motif in motifs),
             affinity=affinity,
         )
 
     def scan(self, regions: list[np.ndarray]) -> np.ndarray:
         """Affinities, float16 [len(regions), n_motifs], of regions given as base codes (uint8)."""
-        length = padded_length(max(map(len, regions)))
-        per_column = -(-len(regions) // _COLUMNS)
+        pieces = [
+            region[start : start + _STARTS + self.widest - 1]
+            for region in regions
+            for start in range(0, max(len(region), 1), _STARTS)
+        ]
+        first_piece = np.cumsum([0, *(-(-max(len(region), 1) // _STARTS) for region in regions[:-1])])
+        reduced = np.empty((len(pieces), len(self.strands)), dtype=np.float32)
+        for batch in _batches_by_length(np.array([len(piece) for piece in pieces])):
+            reduced[batch] = self._reduce_pieces([pieces[number] for number in batch])
+        if len(pieces) > len(regions):
+            across = np.maximum if self.affinity == "max" else np.add
+            reduced = across.reduceat(reduced, first_piece, axis=0)
+        return self._finish(reduced).astype(np.float16)
+
+    def _reduce_pieces(self, pieces: list[np.ndarray]) -> np.ndarray:
+        """Scores of pieces of about one length, reduced over positions and strands: float32 [n, n_motifs]."""
+        length = padded_length(max(map(len, pieces)))
+        per_column = -(-len(pieces) // _COLUMNS)
         letters = np.full((_COLUMNS * per_column, length), ord("N"), dtype=np.uint8)
-        for row, codes in zip(letters, regions, strict=False):
+        for row, codes in zip(letters, pieces, strict=False):
             row[: len(codes)] = _LETTERS[codes]
         striped = lightmotif.stripe(letters.tobytes().decode("ascii"))
-        shape = (per_column, length // _BLOCK, _BLOCK, _COLUMNS)
-        reduced = np.stack([self._reduce(motif, striped, shape) for motif in range(len(self.strands))])
-        by_region = reduced.transpose(2, 1, 0).reshape(_COLUMNS * per_column, len(self.strands))
-        return self._finish(by_region[: len(regions)]).astype(np.float16)
+        shape = (per_column, length // _BLOCK, _BLOCK * _COLUMNS)
+        by_motif = np.stack([self._reduce(motif, striped, shape) for motif in range(len(self.strands))])
+        return by_motif.transpose(2, 1, 0).reshape(_COLUMNS * per_column, -1)[: len(pieces)]
 
     def _reduce(self, motif: int, striped: lightmotif.StripedSequence, shape: tuple[int, ...]) -> np.ndarray:
-        """One motif's scores over both strands, reduced to [regions per column, columns]."""
-        forward, reverse = (np.asarray(pssm.calculate(striped)).T for pssm in self.strands[motif])
+        """One motif's scores over both strands, reduced to [pieces per column, columns]."""
+        scores = [np.asarray(pssm.calculate(striped)).T.reshape(shape) for pssm in self.strands[motif]]
+        # Rows past _STARTS are the next piece's.
+        scores = [strand[:, : _STARTS // _BLOCK] for strand in scores]
         if self.affinity == "max":
-            return np.maximum(_down_columns(np.max, forward, shape), _down_columns(np.max, reverse, shape))
-        if self.affinity == "occupancy":
-            forward, reverse = np.exp2(forward), np.exp2(reverse)
+            # Floats from 0 up are ordered as their bits are, and reduce faster so; what is below 0 will be clipped.
+            combine, terms = np.maximum, [strand.view(np.int32) for strand in scores]
+        elif self.affinity == "occupancy":
+            combine, terms = np.add, [np.exp2(strand) for strand in scores]
         else:
-            forward, reverse = forward >= self.thresholds[motif], reverse >= self.thresholds[motif]
-        return _down_columns(np.sum, forward, shape) + _down_columns(np.sum, reverse, shape)
+            combine, terms = np.add, [(strand >= self.thresholds[motif]).astype(np.float32) for strand in scores]
+        forward, reverse = (combine.reduce(strand, axis=1) for strand in terms)
+        wide = combine(forward, reverse).reshape(shape[0], _BLOCK, _COLUMNS)
+        return combine.reduce(wide, axis=1).view(np.float32)
 
     def _finish(self, reduced: np.ndarray) -> np.ndarray:
         if self.affinity == "max":
-            return np.clip(reduced / self.maxima, 0.0, 1.0)
+            informative = np.where(self.maxima > 0, self.maxima, np.inf)
+            return np.clip(reduced / informative, 0.0, 1.0)
         if self.affinity == "occupancy":
             return np.log2(np.maximum(reduced, 1.0))
         return reduced
 
 
 def padded_length(length: int) -> int:
-    """Rows that a region of `length` bp takes in a column: at least one N after it, a multiple of 16."""
+    """Rows that a piece of `length` bp takes in a column: at least one N after it, a multiple of 16."""
     return -(-(length + 1) // _BLOCK) * _BLOCK
 
 
-def batches_by_length(lengths: np.ndarray) -> list[np.ndarray]:
-    """Row numbers of regions in batches for `Scanner.scan`: of similar length, about 32 columns of 1024 rows each."""
+def _batches_by_length(lengths: np.ndarray) -> Iterator[np.ndarray]:
+    """Piece numbers in batches of similar length: whole sets of 32 columns, of up to about 4096 rows."""
     order = np.argsort(lengths, kind="stable")[::-1]
-    batches, first = [], 0
+    descending = -lengths[order]
+    first = 0
     while first < len(order):
-        size = _COLUMNS * max(1, _ROWS // padded_length(int(lengths[order[first]])))
-        batches.append(order[first : first + size])
+        longest = lengths[order[first]]
+        most = max(1, _ROWS // padded_length(int(longest)))
+        similar = np.searchsorted(descending, -_SIMILAR * longest, side="right") - first
+        size = _COLUMNS * min(most, max(1, round(similar / _COLUMNS)))
+        yield order[first : first + size]
         first += size
-    return batches
-
-
-def _down_columns(reduce: Callable, scores: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    per_column, blocks, block, columns = shape
-    wide = reduce(scores.reshape(per_column, blocks, block * columns), axis=1)
-    return reduce(wide.reshape(per_column, block, columns), axis=1)
 
 
 def _scoring_matrix(motif: Motif) -> lightmotif.ScoringMatrix:

@@ -8,6 +8,10 @@ class InputError(Exception):
     """Bad usage or bad input of the user's. The message says what is wrong, where, and what to do, in one line."""
 
 
+class UnfinishedError(InputError):
+    """The machine stopped a run, not its input: a full disk, a killed worker. What is done stays for the next run."""
+
+
 def ends_on_input_error(main):
     """Decorate a program's `main`: an `InputError` becomes one line and exit code 2, Ctrl-C one line and 130."""
 
@@ -18,8 +22,8 @@ def ends_on_input_error(main):
         except InputError as error:
             print(f"error: {error}", file=sys.stderr)
             raise SystemExit(2) from None
-        except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
+        except KeyboardInterrupt as interrupt:
+            print(f"interrupted{interrupt}", file=sys.stderr)
             raise SystemExit(130) from None
 
     return guarded

@@ -1,4 +1,4 @@
-"""The FASTA reader: plain or bgzip, with or without an index; whole chromosomes as base codes."""
+"""The FASTA reader: plain or bgzip, with or without an index; stretches of chromosomes as base codes."""
 
 import hashlib
 import os
@@ -36,13 +36,13 @@ class Genome:
             raise InputError(f"{self.path}: no such FASTA file; give one with --genome")
         _check_format(self.path)
         self._index_folder = None
-        try:
-            self._fasta = Fasta(str(self.path), as_raw=True, **self._index_names())
-        except _UNREADABLE as error:
-            raise InputError(f"{self.path}: not a readable FASTA file: {error}") from error
+        self._indexes = self._index_names()
+        self._open()
         self.lengths = {name: entry.rlen for name, entry in self._fasta.faidx.index.items()}
         if not self.lengths:
             raise InputError(f"{self.path}: holds no sequence")
+        if max(self.lengths.values()) >= 2**32:
+            raise InputError(f"{self.path}: holds a sequence of 2**32 bp or more; split it, as BAM and tabix need too")
 
     @property
     def name(self) -> str:
@@ -57,12 +57,27 @@ class Genome:
             candidates += ["chrM", "MT", "M"]
         return next((name for name in candidates if name in self.lengths), None)
 
-    def codes(self, chromosome: str) -> np.ndarray:
-        """The whole chromosome as base codes, uint8 [length]."""
+    def codes(self, chromosome: str, start: int = 0, end: int | None = None) -> np.ndarray:
+        """Base codes of `chromosome` from `start` to `end` (0-based half-open; all of it by default), uint8."""
+        if self._owner != os.getpid():  # processes that fork share a file's position
+            self._open()
+        end = self.lengths[chromosome] if end is None else end
         try:
-            return encode(self._fasta[chromosome][:])
+            codes = encode(self._fasta[chromosome][start:end])
         except _UNREADABLE as error:
             raise InputError(f"{self.path}: {chromosome} cannot be read: {error}; copy the file again") from error
+        if len(codes) != end - start:
+            raise InputError(
+                f"{self.path}: {chromosome} has fewer letters than {self.path}.fai says; delete that index, and any "
+                "empty line among those of the sequence"
+            )
+        return codes
+
+    def _open(self) -> None:
+        try:
+            self._fasta, self._owner = Fasta(str(self.path), as_raw=True, **self._indexes), os.getpid()
+        except _UNREADABLE as error:
+            raise InputError(f"{self.path}: not a readable FASTA file: {error}") from error
 
     def _index_names(self) -> dict[str, str]:
         endings = ("fai", "gzi") if self.path.suffix in (".gz", ".bgz") else ("fai",)

@@ -1,7 +1,5 @@
-"""Transcription factor motifs as log-odds matrices: JASPAR releases by name, or a JASPAR or MEME file."""
+"""Transcription factor motifs as log-odds matrices: a JASPAR release by name, or a motif file of the user's."""
 
-import io
-import itertools
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,11 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.errors import InputError
+from data_prep.motif_files import MatrixOfFile, read_matrices
 
 PSEUDOCOUNT = 0.1
 BACKGROUND = 0.25
-TAX_GROUP = "vertebrates"
-MEME_SITES = 20  # of a MEME motif that does not say how many sites it was made from, as the MEME suite takes
+MAX_WIDTH = 64
 
 
 @dataclass(frozen=True)
@@ -31,16 +29,14 @@ class Motif:
         return np.log2(counts / counts.sum(axis=0) / BACKGROUND)
 
 
-def load_motifs(source: str) -> list[Motif]:
-    """Motifs sorted by matrix id, from a release name (`JASPAR2018`: CORE vertebrates) or a JASPAR or MEME file.
+def load_motifs(source: str, tax_group: str = "vertebrates") -> list[Motif]:
+    """Motifs sorted by matrix id: the CORE motifs of a release (`JASPAR2018`) of one tax group, or of `all`; or every
+    motif of a JASPAR, MEME or TRANSFAC file, whose frequencies become counts (see `motif_files`).
 
-    Raises `InputError` for an unknown release, a file of neither format, or a repeated matrix id.
+    Raises `InputError` for an unknown release or tax group; for a repeated id, a width of 0 or more than 64, a column
+    that sums to 0; and for anything amiss with the file's format.
     """
-    motifs = _from_release(source) if re.fullmatch(r"JASPAR\d*", source) else _from_file(Path(source))
-    ids = [motif.matrix_id for motif in motifs]
-    if len(set(ids)) < len(ids):
-        repeated = next(name for name in ids if ids.count(name) > 1)
-        raise InputError(f"{source}: motif {repeated!r} stands there more than once")
+    motifs = _from_release(source, tax_group) if re.fullmatch(r"JASPAR\d*", source) else _from_file(Path(source))
     return sorted(motifs, key=lambda motif: motif.matrix_id)
 
 
@@ -66,48 +62,42 @@ def _database(release: str):
     return jaspardb(release=release)
 
 
-def _from_release(release: str) -> list[Motif]:
-    records = _database(release).fetch_motifs(collection="CORE", tax_group=[TAX_GROUP])
+def _from_release(release: str, tax_group: str) -> list[Motif]:
+    database = _database(release)
+    groups = database.conn.execute(
+        "SELECT DISTINCT VAL, COLLECTION = 'CORE' FROM MATRIX JOIN MATRIX_ANNOTATION USING (ID) WHERE TAG = 'tax_group'"
+    ).fetchall()
+    in_core = sorted(group for group, is_core in groups if is_core)
+    if tax_group != "all" and tax_group not in in_core:
+        known = any(group == tax_group for group, _ in groups)
+        reason = "has no CORE motif in" if known else "is not a tax group of"
+        raise InputError(f"{tax_group!r} {reason} {release}; give one of {', '.join(in_core)}, or all")
+    records = database.fetch_motifs(collection="CORE", tax_group=None if tax_group == "all" else [tax_group])
     return [Motif(record.matrix_id, record.name, _counts(record)) for record in records]
-
-
-def _from_file(path: Path) -> list[Motif]:
-    try:
-        text = path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"{path}: no readable motif file ({error}); give a JASPAR or MEME file, or a release such as JASPAR2018"
-        ) from error
-    try:
-        motifs = _from_meme(text) if "MEME version" in text[:200] else _from_jaspar(text)
-    except Exception as error:  # Biopython raises bare ones
-        raise InputError(f"{path}: not a JASPAR or MEME motif file: {error}") from error
-    if not motifs:
-        raise InputError(f"{path}: holds no motif in JASPAR or MEME format")
-    return motifs
-
-
-def _from_jaspar(text: str) -> list[Motif]:
-    from Bio import motifs
-
-    records = motifs.parse(io.StringIO(text), "jaspar")
-    return [Motif(record.matrix_id or record.name, record.name, _counts(record)) for record in records]
-
-
-def _from_meme(text: str) -> list[Motif]:
-    """Motifs of the minimal MEME format. Biopython rounds its frequencies to counts of whole sites; here they stay."""
-    motifs = []
-    for block in re.split(r"^MOTIF ", text, flags=re.MULTILINE)[1:]:
-        title, body = block.split("letter-probability matrix:", 1)
-        options, *lines = body.splitlines()
-        n_sites = re.search(r"nsites= *([\d.]+)", options)
-        rows = itertools.takewhile(lambda fields: len(fields) == 4, map(str.split, lines))
-        frequencies = np.array([[float(value) for value in row] for row in rows])
-        words = title.split()
-        counts = frequencies.T * (float(n_sites[1]) if n_sites else MEME_SITES)
-        motifs.append(Motif(words[0], words[-1], counts))
-    return motifs
 
 
 def _counts(record) -> np.ndarray:
     return np.array([record.counts[letter] for letter in "ACGT"], dtype=np.float64)
+
+
+def _from_file(path: Path) -> list[Motif]:
+    motifs: dict[str, Motif] = {}
+    for matrix in read_matrices(path):
+        if matrix.matrix_id in motifs:
+            raise InputError(f"{matrix.where} stands there more than once; give each motif an id of its own")
+        motifs[matrix.matrix_id] = Motif(matrix.matrix_id, matrix.name, _checked_counts(matrix))
+    if not motifs:
+        raise InputError(f"{path}: holds no motif")
+    return list(motifs.values())
+
+
+def _checked_counts(matrix: MatrixOfFile) -> np.ndarray:
+    width = matrix.counts.shape[1]
+    if width == 0:
+        raise InputError(f"{matrix.where} has no columns")
+    if width > MAX_WIDTH:
+        raise InputError(f"{matrix.where} has {width} columns; the widest that can be scanned has {MAX_WIDTH}")
+    empty = np.flatnonzero(matrix.counts.sum(axis=0) == 0)
+    if len(empty):
+        raise InputError(f"{matrix.where}: column {empty[0] + 1} sums to 0; a column needs the counts of some sites")
+    return matrix.counts

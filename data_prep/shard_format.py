@@ -16,6 +16,7 @@ FORMAT = "genebert-shards"
 FORMAT_VERSION = 1
 REGIONS_PER_SAMPLE = 10
 SPLITS = ("train", "val")
+NPY_HEADER = 128  # bytes before the data of an .npy file of few dimensions
 MEMBERS = ("bases.npy", "lengths.npy", "binding.npy", "meta.json")
 
 # Offsets and sizes, in bytes, of the members' contents in the tar, in the order of MEMBERS; cell type and chromosome

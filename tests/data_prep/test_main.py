@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 import data_prep.main
-from data_prep import shards
 from data_prep.main import COMMANDS, main
 
 PEAKS = "".join(f"chr20\t{start}\t{start + 200}\n" for start in range(500, 7000, 500))
@@ -60,7 +59,7 @@ def test_it_runs_from_the_repositorys_root():
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (PEAKS + "chr21\t1\t5\n", "'chr21'"),
+        (PEAKS + "chr21\t1\t5\n", "chr21 (1)"),
         (PEAKS + "chr20\t7990\t8001\n", "chr20:7990-8001"),
         (PEAKS + "chr20\t90\t90\n", ":14: "),
         (PEAKS + "chr20\t90\t80\n", ":14: "),
@@ -69,7 +68,7 @@ def test_it_runs_from_the_repositorys_root():
         (PEAKS + "chr20\t90\t1e3\n", ":14: "),
         (PEAKS + f"chr20\t90\t{10**20}\n", ":14: "),
         ("".join(PEAKS.splitlines(keepends=True)[:9]) + "chrM\t0\t9\n" * 9, "10 accessible regions"),
-        ("", "10 accessible regions"),
+        ("", "holds no peak"),
         (b"\x80\x81", ""),
         (None, "no such"),
     ],
@@ -178,7 +177,9 @@ def test_overwrite_replaces_other_results_and_nothing_else(command, tmp_path, ca
     assert "not of this program" in capsys.readouterr().err
     (out / "manifest.json").write_text("{}")
     main([*command, "--out", str(out), "--overwrite"])
-    assert {path.name for path in out.iterdir()} == {"manifest.json", "train-000000.tar", "train-000000.index.npy"}
+    assert {path.name for path in out.iterdir()} == {
+        *("manifest.json", "summary.json", "train-000000.tar", "train-000000.index.npy")
+    }
     assert not list(tmp_path.glob("mine.*"))
 
 
@@ -217,16 +218,3 @@ def test_another_input_needs_overwrite_and_then_replaces(command, peaks, tmp_pat
     assert (out / "train-000000.tar").read_bytes() == before
     main([*command, "--out", str(out), "--overwrite"])
     assert (out / "train-000000.tar").read_bytes() != before
-
-
-@pytest.mark.parametrize("step", ["scan", "write_split"])
-def test_ctrl_c_leaves_nothing(command, tmp_path, capsys, monkeypatch, step):
-    def interrupted(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(shards, step, interrupted)
-    with pytest.raises(SystemExit) as exit_:
-        main([*command, "--out", str(tmp_path / "shards")])
-    assert exit_.value.code == 130
-    assert capsys.readouterr().err.count("\n") == 1
-    assert not list(tmp_path.glob("shards*"))

@@ -108,7 +108,7 @@ def test_chromosomes_meet_across_naming_habits(tmp_path, fasta_name, asked):
     (tmp_path / "genome.fa").write_text(f">other\nACGT\n>{fasta_name}\nACGTACGT\n")
     (tmp_path / "peaks.bed").write_text(f"{asked}\t2\t8\n")
     genome = Genome(tmp_path / "genome.fa")
-    placed, renamed = place(read_regions(tmp_path / "peaks.bed"), genome, "peaks.bed")
+    placed, renamed, _ = place(read_regions(tmp_path / "peaks.bed"), genome, "peaks.bed")
     assert rows_of(placed) == [(1, 2, 8)]
     assert renamed == ({} if asked == fasta_name else {asked: fasta_name})
 

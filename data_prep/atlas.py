@@ -1,0 +1,130 @@
+"""An atlas: one peak file a cell type, read onto the genome, with an account of every peak."""
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from data_prep import workers
+from data_prep.errors import InputError
+from data_prep.genome import Genome
+from data_prep.peaks import Regions, cell_type_of, merge_overlapping, overlapping, place, read_regions
+
+MAX_UNKNOWN_SHARE = 0.01  # of all peaks, on chromosomes that the FASTA lacks; above it the assembly is likely wrong
+
+
+@dataclass(frozen=True)
+class CellTypePeaks:
+    """One cell type's peaks: `regions` are those that are left, sorted, none overlapping, on the genome's chromosomes.
+
+    peaks = duplicate + unknown_chromosome + blacklisted + merged + len(regions); bp: of all peaks as read.
+    """
+
+    regions: Regions
+    peaks: int
+    bp: int
+    duplicate: int
+    unknown_chromosome: int
+    blacklisted: int
+    merged: int
+    by_position: bool
+    renamed: dict[str, str]
+    unknown: dict[str, int]
+
+
+def peak_files(paths: list[str]) -> dict[str, Path]:
+    """Peak files by cell type, sorted by it. Raises `InputError` for a missing file or two of one stem."""
+    files: dict[str, Path] = {}
+    for path in map(Path, paths):
+        if not path.is_file():
+            raise InputError(f"{path}: no such peak file")
+        name = cell_type_of(path)
+        if name in files:
+            raise InputError(f"{files[name]} and {path} would both be cell type {name!r}; rename one")
+        files[name] = path
+    return dict(sorted(files.items()))
+
+
+def read_blacklist(path: str | None, genome: Genome) -> Regions | None:
+    """Regions of no use in any cell type, such as ENCODE's blacklist; those on unknown chromosomes do no harm."""
+    return place(read_regions(path), genome, path)[0] if path else None
+
+
+def read_atlas(
+    files: dict[str, Path], genome: Genome, blacklist: Regions | None, n_workers: int
+) -> list[CellTypePeaks]:
+    """Each cell type's peaks, in the order of `files`; prints what had to be mapped, sorted or left out.
+
+    Raises `InputError` for a file that does not fit the genome, and where more than 1% of all peaks lie on chromosomes
+    that it lacks.
+    """
+    paths = list(files.values())
+    atlas, failed = {}, {}
+    for number, outcome in tqdm(
+        workers.unordered(_read, range(len(paths)), n_workers, (paths, genome, blacklist)),
+        total=len(paths),
+        desc="reading peaks",
+        unit="file",
+        disable=None,
+    ):
+        (failed if isinstance(outcome, InputError) else atlas)[number] = outcome
+    if failed:
+        others = f"; {len(atlas)} of {len(paths)} peak files can be used: are assemblies mixed?" if atlas else ""
+        raise InputError(f"{failed[min(failed)]}{others}")
+    peaks = [atlas[number] for number in range(len(paths))]
+    _check_chromosomes(paths, peaks, genome)
+
+    renamed = {there: here for one in peaks for there, here in one.renamed.items()}
+    if renamed:
+        pairs = ", ".join(f"{there} -> {here}" for there, here in sorted(renamed.items()))
+        print(f"chromosome names of the peaks mapped to the FASTA's: {pairs}")
+    unsorted = [path for path, one in zip(paths, peaks, strict=True) if not one.by_position]
+    if unsorted:
+        print(f"sorted by position here: {len(unsorted)} of {len(paths)} peak files, the first {unsorted[0]}")
+    return peaks
+
+
+def _check_chromosomes(paths: list[Path], peaks: list[CellTypePeaks], genome: Genome) -> None:
+    unknown, total = sum((Counter(one.unknown) for one in peaks), Counter()), sum(one.peaks for one in peaks)
+    if not unknown:
+        return
+    first = next(path for path, one in zip(paths, peaks, strict=True) if one.unknown)
+    names = ", ".join(f"{name} ({count:,})" for name, count in unknown.most_common(5))
+    more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
+    if unknown.total() > MAX_UNKNOWN_SHARE * total:
+        raise InputError(
+            f"{first}: {unknown.total():,} of all {total:,} peaks lie on chromosomes that {genome.path} lacks: "
+            f"{names}{more}; give the FASTA that the peaks were called on, or remove these peaks"
+        )
+    print(f"left out: {unknown.total():,} of {total:,} peaks on chromosomes that the FASTA lacks: {names}{more}")
+
+
+def _read(context: tuple[list[Path], Genome, Regions | None], number: int) -> tuple[int, CellTypePeaks | InputError]:
+    paths, genome, blacklist = context
+    try:
+        return number, _peaks_of(paths[number], genome, blacklist)
+    except InputError as error:
+        return number, error
+
+
+def _peaks_of(path: Path, genome: Genome, blacklist: Regions | None) -> CellTypePeaks:
+    read = read_regions(path)
+    if not len(read):
+        raise InputError(f"{path}: holds no peak; leave it out of --peaks")
+    placed, renamed, unknown = place(read, genome, path)
+    distinct = placed.distinct()
+    kept = distinct if blacklist is None else distinct.take((~overlapping(distinct, blacklist)).nonzero()[0])
+    merged = merge_overlapping(kept)
+    return CellTypePeaks(
+        regions=merged,
+        peaks=len(read),
+        bp=int((read.end - read.start).sum()),
+        duplicate=len(placed) - len(distinct),
+        unknown_chromosome=len(read) - len(placed),
+        blacklisted=len(distinct) - len(kept),
+        merged=len(kept) - len(merged),
+        by_position=read.by_position,
+        renamed=renamed,
+        unknown=unknown,
+    )
