@@ -1,6 +1,8 @@
 """The one exception for bad input, and how a program ends on it: one line on stderr, exit code 2."""
 
 import functools
+import os
+import signal
 import sys
 
 
@@ -18,12 +20,17 @@ def ends_on_input_error(main):
     @functools.wraps(main)
     def guarded(*args, **kwargs):
         try:
-            return main(*args, **kwargs)
+            result = main(*args, **kwargs)
+            sys.stdout.flush()
+            return result
         except InputError as error:
             print(f"error: {error}", file=sys.stderr)
             raise SystemExit(2) from None
         except KeyboardInterrupt as interrupt:
             print(f"interrupted{interrupt}", file=sys.stderr)
             raise SystemExit(130) from None
+        except BrokenPipeError:  # the reader of our output has gone, as `| head` does
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise SystemExit(128 + signal.SIGPIPE) from None
 
     return guarded

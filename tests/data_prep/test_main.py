@@ -1,6 +1,7 @@
 """Bad input through the command line: one line that names the file, exit code 2, nothing left."""
 
 import gzip
+import os
 import shutil
 import subprocess
 import sys
@@ -218,3 +219,12 @@ def test_another_input_needs_overwrite_and_then_replaces(command, peaks, tmp_pat
     assert (out / "train-000000.tar").read_bytes() == before
     main([*command, "--out", str(out), "--overwrite"])
     assert (out / "train-000000.tar").read_bytes() != before
+
+
+def test_a_reader_that_leaves_is_no_error():
+    script = "from data_prep.errors import ends_on_input_error\nends_on_input_error(print)('a line')"
+    reading, writing = os.pipe()
+    os.close(reading)
+    ended = subprocess.run([sys.executable, "-c", script], stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert (ended.returncode, ended.stderr) == (141, "")
