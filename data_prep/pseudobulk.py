@@ -1,29 +1,62 @@
-"""`pseudobulk`: a peak count matrix (regions x cells) to one BED of accessible regions a cell type."""
+"""`pseudobulk`: peak count matrices (regions x cells) to one BED of accessible regions a cell type.
 
+A region is accessible in a cell type if enough of its cells have a non-zero count there, over all matrices. Matrices
+are read one after another, a block of entries at a time, into one table of regions x cell types: memory does not grow
+with the number of cells. Only an `.rds` has to be read whole, and is let go before the next matrix.
+"""
+
+import csv
 import re
-from collections.abc import Container
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import scipy.io
-import scipy.sparse
 
+from data_prep.count_matrix import NO_CELL_TYPE, files_of, is_market, open_matrix, read_lines
 from data_prep.errors import InputError
 from data_prep.genome import sha256_of_file
 from data_prep.output_folder import MANIFEST, fingerprint, is_up_to_date, output_folder, write_json
-from data_prep.peaks import Regions, read_regions
+from data_prep.peaks import Regions
+from data_prep.pooled_counts import PooledCounts
 
 
 @dataclass(frozen=True)
 class PseudobulkConfig:
-    matrix: str = field(metadata={"help": "Peak counts, regions x cells, MatrixMarket (.mtx, .mtx.gz)."})
-    regions: str = field(metadata={"help": "BED of the matrix's rows, in their order."})
-    barcodes: str = field(metadata={"help": "Barcodes of the matrix's columns, one a line (first column), in order."})
-    cell_types: str = field(metadata={"help": "TSV with a header: barcode and cell type of each cell."})
-    cell_type_key: str = field(default="cell_type", metadata={"help": "Column of the cell type in --cell_types."})
+    matrix: list[str] = field(
+        metadata={
+            "help": "Peak counts, one or more files in any of these formats: MatrixMarket (.mtx, .mtx.gz: regions x "
+            "cells, with --regions and --barcodes), AnnData (.h5ad: cells x regions), R (.rds of a dgCMatrix with its "
+            "dimnames; read whole, at some 50 bytes an entry), 10x (.h5, or a folder of matrix.mtx, barcodes.tsv, and "
+            "features.tsv or peaks.bed). Cell types are pooled by name over all."
+        }
+    )
+    regions: list[str] | None = field(
+        default=None, metadata={"help": "BED of the rows, in their order: one for each MatrixMarket file of --matrix."}
+    )
+    barcodes: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Barcodes of the columns, one a line (first column), in order: one for each MatrixMarket file."
+        },
+    )
+    cell_types: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "TSV with a header, barcode and cell type of each cell: one for all matrices, or one for each. "
+            "May be left out for .h5ad, whose obs has them."
+        },
+    )
+    cell_type_key: str = field(
+        default="cell_type", metadata={"help": "Column of the cell type in --cell_types, or in an .h5ad's obs."}
+    )
     barcode_key: str | None = field(
         default=None, metadata={"help": "Column of the barcode in --cell_types; default: its first column."}
+    )
+    min_cells: int = field(
+        default=1, metadata={"help": "A region is accessible if at least so many of the cell type's cells have it."}
+    )
+    min_fraction: float = field(
+        default=0.0, metadata={"help": "And if at least this share of the cell type's cells, 0 to 1, has it."}
     )
     out: str = field(default="data/peaks", metadata={"help": "Folder to write."})
     overwrite: bool = field(default=False, metadata={"help": "Replace what --out holds."})
@@ -31,81 +64,186 @@ class PseudobulkConfig:
 
 def run(config: PseudobulkConfig) -> None:
     """Write one sorted BED a cell type, or say that they are there. Raises `InputError` for bad input."""
+    if config.min_cells < 1:
+        raise InputError(f"--min_cells must be at least 1, not {config.min_cells}")
+    if not 0 <= config.min_fraction <= 1:
+        raise InputError(f"--min_fraction must be from 0 to 1, not {config.min_fraction}")
     out = Path(config.out)
-    inputs = (config.matrix, config.regions, config.barcodes, config.cell_types)
-    for path in inputs:
-        if not Path(path).is_file():
-            raise InputError(f"{path}: no such file")
-    made_from = fingerprint(
-        inputs=[sha256_of_file(path) for path in inputs], keys=[config.cell_type_key, config.barcode_key]
-    )
+    sources = sources_of(config)
+    inputs = input_files(sources, config.cell_types or [])
+    sha256 = [sha256_of_file(path) for path in inputs]
+    thresholds = {"min_cells": config.min_cells, "min_fraction": config.min_fraction}
+    made_from = fingerprint(inputs=sha256, keys=[config.cell_type_key, config.barcode_key], thresholds=thresholds)
     if is_up_to_date(out, made_from, config.overwrite, inputs):
         print(f"{out}: up to date")
         return
 
-    counts = read_matrix(config.matrix)
-    regions = read_regions(config.regions)
-    cell_type_of = read_cell_types(config.cell_types, config.cell_type_key, config.barcode_key)
-    barcodes = read_barcodes(config.barcodes, counts.shape[1], cell_type_of)
-    if counts.shape != (len(regions), len(barcodes)):
-        raise InputError(
-            f"{config.matrix}: {counts.shape[0]} x {counts.shape[1]}, but {config.regions} has {len(regions)} regions "
-            f"and {config.barcodes} {len(barcodes)} barcodes; the matrix must be regions x cells"
-        )
-    labels = [cell_type_of.get(barcode) for barcode in barcodes]
-    names = sorted({label for label in labels if label})
-    if not names:
-        raise InputError(f"{config.cell_types}: has a cell type for none of the {len(barcodes)} barcodes of the matrix")
-    accessible = accessible_by_cell_type(counts, labels, names)
+    tables = [read_cell_types(path, config.cell_type_key, config.barcode_key) for path in config.cell_types or []]
+    pooled, matrices = pool(sources, tables, config)
+    names = sorted(pooled.cells)
     stems = file_stems(names)
-
     with output_folder(out) as folder:
         summary = {}
-        for column, name in enumerate(names):
-            here = sorted_by_name(regions.take(np.flatnonzero(accessible[:, column])))
-            (folder / f"{stems[name]}.bed").write_text(bed_text(here))
-            summary[name] = {"file": f"{stems[name]}.bed", "cells": labels.count(name), "regions": len(here)}
-        without = sum(label is None for label in labels)
-        write_json(
-            folder / MANIFEST,
-            {"fingerprint": made_from, "cell_types": summary, "barcodes": len(barcodes), "without_cell_type": without},
+        for name in names:
+            here = sorted_by_name(pooled.accessible(name, config.min_cells, config.min_fraction))
+            file = f"{stems[name]}.bed" if len(here) else None
+            if file:
+                (folder / file).write_text(bed_text(here))
+            bp = int((here.end - here.start).sum())
+            summary[name] = {"file": file, "cells": pooled.cells[name], "regions": len(here), "bp": bp}
+        if not any(entry["regions"] for entry in summary.values()):
+            raise InputError(
+                f"no cell type has a region with --min_cells {config.min_cells} and --min_fraction "
+                f"{config.min_fraction}; the largest has {max(pooled.cells.values())} cells: lower the thresholds"
+            )
+        manifest = {
+            "fingerprint": made_from,
+            "inputs": [{"path": str(path), "sha256": x} for path, x in zip(inputs, sha256, strict=True)],
+            "thresholds": thresholds,
+            "cell_types": summary,
+            "barcodes": sum(matrix["barcodes"] for matrix in matrices),
+            "without_cell_type": sum(matrix["without_cell_type"] for matrix in matrices),
+            "matrices": matrices,
+        }
+        write_json(folder / MANIFEST, manifest)
+    unseen = {name for table in tables for name in table.values()} - set(names)
+    print(report(out, manifest, len(pooled.regions), sorted(unseen)))
+
+
+def sources_of(config: PseudobulkConfig) -> list[tuple[str, str | None, str | None]]:
+    """Each matrix with its regions and barcodes, None where it holds its own.
+
+    Raises `InputError` where the lists of the options do not match the matrices.
+    """
+    for path in config.matrix:
+        if config.matrix.count(path) > 1:
+            raise InputError(f"--matrix: {path} is given more than once")
+        files_of(path)
+    markets = [path for path in config.matrix if is_market(path)]
+    beside = []
+    for option, given in (("--regions", config.regions), ("--barcodes", config.barcodes)):
+        if len(given or []) != len(markets):
+            if markets:
+                needed = (
+                    f"{len(markets)} needed, one for each MatrixMarket file ({', '.join(markets)}), in order; "
+                    "for a 10x folder, give --matrix the folder"
+                )
+            else:
+                needed = "none needed: .h5ad, .rds, .h5 and 10x folders hold their own; leave it out"
+            raise InputError(f"{option}: {len(given or [])} given, {needed}")
+        beside.append(iter(given or []))
+    n_tables = len(config.cell_types or [])
+    without = [path for path in config.matrix if not path.lower().endswith(".h5ad")]
+    if not n_tables and without:
+        raise InputError(f"--cell_types: needed for {', '.join(without)} (of an .h5ad, obs holds the cell types)")
+    if n_tables > 1 and n_tables != len(config.matrix):
+        raise InputError(
+            f"--cell_types: {n_tables} tables for {len(config.matrix)} matrices; give one for all, or one for each"
         )
-    total = sum(entry["regions"] for entry in summary.values())
-    print(
-        f"{out}: {len(names)} cell types, {total:,} accessible regions, from {counts.shape[0]:,} regions x "
-        f"{len(barcodes):,} cells; {without:,} barcodes without a cell type left out"
-    )
+    return [(path, *(next(files) if path in markets else None for files in beside)) for path in config.matrix]
 
 
-def read_matrix(path: str) -> scipy.sparse.csc_array:
-    """A MatrixMarket matrix of counts, sparse. Raises `InputError` where it is not one, or a count is negative."""
-    try:
-        matrix = scipy.io.mmread(path, spmatrix=False)
-    except (ValueError, OSError, TypeError, OverflowError) as error:
-        raise InputError(f"{path}: not a MatrixMarket matrix: {error}") from error
-    matrix = scipy.sparse.csc_array(matrix)
-    if not np.isfinite(matrix.data).all() or (matrix.data < 0).any():
-        raise InputError(f"{path}: holds counts that are negative or not numbers; give raw peak counts")
-    return matrix
+def input_files(sources: list[tuple[str, str | None, str | None]], tables: list[str]) -> list[Path]:
+    """Every file that is read. Raises `InputError` for one that is missing."""
+    files = []
+    for matrix, *beside in sources:
+        files += files_of(matrix) + [Path(path) for path in beside if path]
+    files += [Path(path) for path in tables]
+    for path in files:
+        if not path.is_file():
+            raise InputError(f"{path}: no such file")
+    return files
 
 
-def read_barcodes(path: str, columns: int, known: Container[str]) -> list[str]:
-    """The first column of each line. A header is recognised by its making one line too many for the matrix, and by its
-    not being one of the `known` barcodes."""
-    lines = [line.split("\t")[0].strip() for line in _lines(path) if line.strip()]
-    if len(lines) == columns + 1 and lines[0] not in known:
-        print(f"{path}: first line ({lines[0]!r}) taken as a header: one line more than the matrix has columns")
-        lines = lines[1:]
-    if len(set(lines)) < len(lines):
-        repeated = next(name for name in lines if lines.count(name) > 1)
-        raise InputError(f"{path}: barcode {repeated!r} stands there more than once; barcodes must be unique")
-    return lines
+def pool(
+    sources: list[tuple[str, str | None, str | None]], tables: list[dict[str, str]], config: PseudobulkConfig
+) -> tuple[PooledCounts, list[dict]]:
+    """All matrices' cells with a count, by region and cell type, and what the manifest says of each matrix.
+
+    Raises `InputError` where none of a matrix's cells has a cell type, and where one table serves several matrices and
+    names a barcode that two of them hold.
+    """
+    pooled, matrices, holder = PooledCounts(), [], {}
+    for number, (path, regions, barcodes) in enumerate(sources):
+        table = tables[number if len(tables) > 1 else 0] if tables else None
+        matrix = open_matrix(path, regions, barcodes, None if tables else config.cell_type_key, table or ())
+        cell_types = table if tables else matrix.cell_types
+        labels = [cell_types.get(barcode) for barcode in matrix.barcodes]
+        if not any(labels):
+            source = config.cell_types[number if len(tables) > 1 else 0] if tables else f"{path}: obs"
+            raise InputError(
+                f"{source}: has a cell type for none of the {len(labels)} barcodes of the matrix {path}, such as "
+                f"{next(iter(matrix.barcodes), '')!r}; give the table of these cells (--barcode-key names its column)"
+            )
+        for barcode in (b for b, label in zip(matrix.barcodes, labels, strict=True) if label and len(tables) == 1):
+            if barcode in holder:
+                raise InputError(
+                    f"{path}: barcode {barcode!r} is also in {holder[barcode]}, so one table of cell types cannot tell "
+                    "whose it is; give --cell_types one table for each matrix"
+                )
+            holder[barcode] = path
+        entries = pooled.add(matrix, labels)
+        matrices.append(
+            {
+                "name": Path(path).name,
+                "regions": len(matrix.regions),
+                "regions_in_order": in_order(matrix.regions),
+                "features_left_out": matrix.features_left_out,
+                "barcodes": len(labels),
+                "without_cell_type": labels.count(None),
+                "nonzero_entries": entries,
+            }
+        )
+        del matrix  # an .rds is in memory: let it go before the next is read
+    return pooled, matrices
+
+
+def report(out: Path, manifest: dict, n_regions: int, unseen: list[str]) -> str:
+    """What was made of what, and a line for each cell type. `unseen`: cell types of the tables that no cell has."""
+    summary, matrices = manifest["cell_types"], manifest["matrices"]
+    filled = {name: entry for name, entry in summary.items() if entry["regions"]}
+    from_ = f"{len(matrices)} matrices, " if len(matrices) > 1 else ""
+    lines = [
+        f"{out}: {len(filled)} cell types, {sum(x['regions'] for x in filled.values()):,} accessible regions, from "
+        f"{from_}{n_regions:,} regions x {manifest['barcodes']:,} cells; {manifest['without_cell_type']:,} barcodes "
+        "without a cell type left out"
+    ]
+    left_out = sum(matrix["features_left_out"] for matrix in matrices)
+    if left_out:
+        lines.append(f"{left_out:,} features that are no peaks left out")
+    unordered = [matrix["name"] for matrix in matrices if not matrix["regions_in_order"]]
+    if unordered:
+        lines.append(f"regions of {', '.join(unordered)} are not in order of position: sorted in the BED files")
+    rows = [("cell type", "cells", "regions", "bp")]
+    rows += [(name, *(f"{entry[key]:,}" for key in ("cells", "regions", "bp"))) for name, entry in summary.items()]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for name, *numbers in rows:
+        right = (number.rjust(width) for number, width in zip(numbers, widths[1:], strict=True))
+        lines.append("  ".join(["", name.ljust(widths[0]), *right]))
+    empty = [name for name in summary if name not in filled]
+    if empty:
+        lines.append(
+            f"WARNING: no accessible region at --min_cells {manifest['thresholds']['min_cells']} and --min_fraction "
+            f"{manifest['thresholds']['min_fraction']}, so no BED, for: {', '.join(empty)}"
+        )
+    if unseen:
+        lines.append(f"WARNING: cell types of --cell_types that no cell of the matrix has: {', '.join(unseen)}")
+    return "\n".join(lines)
 
 
 def read_cell_types(path: str, cell_type_key: str, barcode_key: str | None) -> dict[str, str]:
-    """Cell type by barcode, for barcodes that have one (not empty, not NA)."""
-    lines = _lines(path)
-    header = lines[0].split("\t") if lines else []
+    """Cell type by barcode, for barcodes that have one (not empty, not NA), of a TSV, gzipped or not.
+
+    A header that is one column shorter than all lines is what R's write.table makes: row names come first, unnamed.
+    """
+    reader = csv.reader(read_lines(path), delimiter="\t", strict=True)
+    try:
+        rows = [(reader.line_num, [x.strip() for x in fields]) for fields in reader if any(fields)]
+    except csv.Error as error:
+        raise InputError(f"{path}:{reader.line_num}: cannot be read as a TSV: {error}; correct the quotes") from error
+    header, rows = (rows[0][1], rows[1:]) if rows else ([], [])
+    if rows and all(len(fields) == len(header) + 1 for _, fields in rows):
+        header = ["", *header]
     for key in filter(None, (cell_type_key, barcode_key)):
         if key not in header:
             raise InputError(
@@ -115,31 +253,13 @@ def read_cell_types(path: str, cell_type_key: str, barcode_key: str | None) -> d
     barcode_at = header.index(barcode_key) if barcode_key else 0
     cell_type_at = header.index(cell_type_key)
     cell_types = {}
-    for number, line in enumerate(lines[1:], 2):
-        fields = line.split("\t")
+    for number, fields in rows:
         if len(fields) <= max(barcode_at, cell_type_at):
             raise InputError(f"{path}:{number}: {len(fields)} columns where the header has {len(header)}")
-        if fields[cell_type_at].strip() not in ("", "NA"):
-            barcode, cell_type = fields[barcode_at].strip(), fields[cell_type_at].strip()
-            if cell_types.setdefault(barcode, cell_type) != cell_type:
-                raise InputError(f"{path}:{number}: barcode {barcode!r} has another cell type above; remove one")
+        barcode, cell_type = fields[barcode_at], fields[cell_type_at]
+        if cell_type not in NO_CELL_TYPE and cell_types.setdefault(barcode, cell_type) != cell_type:
+            raise InputError(f"{path}:{number}: barcode {barcode!r} has another cell type above; remove one")
     return cell_types
-
-
-def _lines(path: str) -> list[str]:
-    try:
-        return Path(path).read_text().splitlines()
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text: {error}; decompress it or save it as UTF-8") from error
-
-
-def accessible_by_cell_type(counts: scipy.sparse.csc_array, labels: list[str | None], names: list[str]) -> np.ndarray:
-    """bool [n_regions, n_cell_types]: columns summed by cell type, then binarised; unlabelled columns are left out."""
-    position = {name: column for column, name in enumerate(names)}
-    pairs = [(cell, position[label]) for cell, label in enumerate(labels) if label in position]
-    cells, columns = zip(*pairs, strict=True)
-    indicator = scipy.sparse.csc_array((np.ones(len(pairs)), (cells, columns)), shape=(len(labels), len(names)))
-    return (counts @ indicator).toarray() > 0
 
 
 def file_stems(names: list[str]) -> dict[str, str]:
@@ -148,6 +268,14 @@ def file_stems(names: list[str]) -> dict[str, str]:
     if len(set(stems.values())) < len(names):
         raise InputError(f"two cell types would share a file name: {', '.join(sorted(names))}; rename one")
     return stems
+
+
+def in_order(regions: Regions) -> bool:
+    """Whether each chromosome's regions stand together, by start and end."""
+    same = np.diff(regions.chromosome) == 0
+    start, end = np.diff(regions.start), np.diff(regions.end)
+    together = (~same).sum() + 1 == len(regions.names)
+    return bool(together and (~same | (start > 0) | ((start == 0) & (end >= 0))).all())
 
 
 def sorted_by_name(regions: Regions) -> Regions:

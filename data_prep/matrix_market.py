@@ -1,0 +1,167 @@
+"""MatrixMarket, the text format of sparse matrices, read as a stream: a line is `row column count`, from 1."""
+
+import csv
+import gzip
+import zlib
+from collections.abc import Container, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from data_prep import count_matrix
+from data_prep.count_matrix import Block, CountMatrix, check_shape, in_a_line, read_lines
+from data_prep.errors import InputError
+from data_prep.peaks import read_regions
+
+_COLUMNS = {"pattern": 2, "integer": 3, "real": 3}
+# What gzip and pandas raise on a damaged file.
+_UNREADABLE = (OSError, EOFError, ValueError, OverflowError, zlib.error)
+
+
+@dataclass(frozen=True)
+class Header:
+    """field: `pattern`, `integer` or `real`; lines: how many stand above the first entry."""
+
+    field: str
+    n_rows: int
+    n_columns: int
+    entries: int
+    lines: int
+
+
+def open_market(path: str, regions: str, barcodes: str, known: Container[str]) -> CountMatrix:
+    """A MatrixMarket file with the BED of its rows and the barcodes of its columns beside it."""
+    header = read_header(path)
+    rows = read_regions(regions)
+    columns = read_barcodes(barcodes, header.n_columns, known)
+    check_shape(
+        path, (header.n_rows, header.n_columns), len(rows), len(columns), f"{regions} and {barcodes} together have"
+    )
+    return CountMatrix(path, rows, np.arange(len(rows)), columns, header.entries, lambda: market_blocks(path, header))
+
+
+def read_barcodes(path: Path | str, columns: int, known: Container[str]) -> list[str]:
+    """The first column of each line. A header is recognised by its making one line too many for the matrix, and by its
+    not being one of the `known` barcodes."""
+    lines = [line.split("\t")[0].strip() for line in read_lines(path) if line.strip()]
+    if len(lines) == columns + 1 and lines[0] not in known:
+        print(f"{path}: first line ({lines[0]!r}) taken as a header: one line more than the matrix has columns")
+        lines = lines[1:]
+    if len(set(lines)) < len(lines):
+        seen = set()
+        repeated = next(name for name in lines if name in seen or seen.add(name))
+        raise InputError(f"{path}: barcode {repeated!r} stands there more than once; barcodes must be unique")
+    return lines
+
+
+def read_header(path: Path | str) -> Header:
+    """The first lines of a MatrixMarket file, gzipped or not. Raises `InputError` where it is no matrix of counts."""
+    try:
+        with _opened(path) as file:
+            banner = file.readline(1000).decode("utf-8", "replace").lower().split()
+            lines, line = 1, b"%"
+            while line.startswith(b"%") or (line and not line.strip()):
+                line = file.readline(100_000)
+                lines += 1
+    except _UNREADABLE as error:
+        raise _unreadable(path, error) from error
+    if banner[:2] != ["%%matrixmarket", "matrix"] or len(banner) != 5:
+        raise InputError(
+            f"{path}: not a MatrixMarket matrix: its first line is not '%%MatrixMarket matrix coordinate ...'"
+        )
+    layout, field, symmetry = banner[2:]
+    if layout != "coordinate" or field not in _COLUMNS or symmetry != "general":
+        raise InputError(
+            f"{path}: a MatrixMarket matrix of the kind '{layout} {field} {symmetry}'; write it as 'coordinate' with "
+            f"{', '.join(_COLUMNS)} entries, 'general' (R: Matrix::writeMM of a dgCMatrix)"
+        )
+    sizes = line.split()
+    if len(sizes) != 3 or not all(size.isdigit() for size in sizes):
+        raise InputError(
+            f"{path}:{lines}: {_text(line)} is no MatrixMarket size line (rows columns entries); copy the file again"
+        )
+    return Header(field, *map(int, sizes), lines)
+
+
+def market_blocks(path: Path | str, header: Header) -> Iterator[Block]:
+    """The entries, in the file's order, counted from 0. Raises `InputError`, with the line where one is at fault."""
+    import pandas as pd
+
+    width, done, last = _COLUMNS[header.field], 0, None
+    try:
+        with _opened(path) as file:
+            for _ in range(header.lines):
+                file.readline()
+            chunks = pd.read_csv(
+                file,
+                sep=r"\s+",
+                header=None,
+                dtype=dict(enumerate((np.int64, np.int64, np.float64)[:width])),
+                chunksize=count_matrix.BLOCK_ENTRIES,
+                quoting=csv.QUOTE_NONE,
+            )
+            for chunk in chunks:
+                count = chunk[2].to_numpy() if chunk.shape[1] == 3 else np.ones(len(chunk), np.int8)
+                if chunk.shape[1] != width or np.isnan(count).any():
+                    _raise_bad_line(path, header, done, done + len(chunk))
+                block = Block(chunk[0].to_numpy() - 1, chunk[1].to_numpy() - 1, count)
+                # A file in order repeats an entry on the next line, which may be the next block's first.
+                first, end = ((int(block.feature[at]), int(block.cell[at])) for at in (0, -1))
+                if first == last:
+                    raise InputError(
+                        f"{path}: the entry at row {first[0] + 1}, column {first[1] + 1} (counted from 1) stands there "
+                        "more than once; sum the repeated entries and write the file again"
+                    )
+                last, done = end, done + len(chunk)
+                if done <= header.entries:
+                    yield block
+    except pd.errors.EmptyDataError:
+        pass  # no entry at all: as many as there are, or too few, as below
+    except _UNREADABLE as error:
+        _raise_bad_line(path, header, done)
+        raise _unreadable(path, error) from error
+    if done != header.entries:
+        raise InputError(
+            f"{path}: holds {done:,} entries where its MatrixMarket size line says {header.entries:,}; "
+            f"{'it is cut short: copy it again' if done < header.entries else 'correct the size line'}"
+        )
+
+
+def _opened(path: Path | str) -> BinaryIO:
+    return (gzip.open if str(path).lower().endswith(".gz") else open)(path, "rb")
+
+
+def _raise_bad_line(path: Path | str, header: Header, first: int, last: int | None = None) -> None:
+    """Raise `InputError` for the line of the first entry in [first, last) that is none, if there is one."""
+    width = _COLUMNS[header.field]
+    try:
+        with _opened(path) as file:
+            lines = ((number, line) for number, line in enumerate(file, 1) if number > header.lines and line.strip())
+            for number, line in islice(lines, first, last):
+                if not _is_entry(line.split(), width):
+                    raise InputError(
+                        f"{path}:{number}: {_text(line)} is no entry of a MatrixMarket file of {header.field} counts, "
+                        f"'row column{' count' if width == 3 else ''}'; correct it, or copy the file again"
+                    )
+    except (OSError, EOFError, zlib.error):
+        return  # the file breaks off here, which what the caller caught tells
+
+
+def _is_entry(fields: list[bytes], width: int) -> bool:
+    try:
+        float(fields[-1])
+        return len(fields) == width and max(map(int, fields[:2])) < 2**63
+    except ValueError:
+        return False
+
+
+def _text(line: bytes) -> str:
+    text = line.decode("utf-8", "replace").strip()
+    return repr(text if len(text) <= 60 else text[:57] + "...")
+
+
+def _unreadable(path: Path | str, error: BaseException) -> InputError:
+    return InputError(f"{path}: cannot be read as MatrixMarket: {in_a_line(error)}; copy the file again")
