@@ -187,7 +187,7 @@ def pool(
             {
                 "name": Path(path).name,
                 "regions": len(matrix.regions),
-                "regions_in_order": in_order(matrix.regions),
+                "regions_in_order": matrix.regions.by_position,
                 "features_left_out": matrix.features_left_out,
                 "barcodes": len(labels),
                 "without_cell_type": labels.count(None),
@@ -268,14 +268,6 @@ def file_stems(names: list[str]) -> dict[str, str]:
     if len(set(stems.values())) < len(names):
         raise InputError(f"two cell types would share a file name: {', '.join(sorted(names))}; rename one")
     return stems
-
-
-def in_order(regions: Regions) -> bool:
-    """Whether each chromosome's regions stand together, by start and end."""
-    same = np.diff(regions.chromosome) == 0
-    start, end = np.diff(regions.start), np.diff(regions.end)
-    together = (~same).sum() + 1 == len(regions.names)
-    return bool(together and (~same | (start > 0) | ((start == 0) & (end >= 0))).all())
 
 
 def sorted_by_name(regions: Regions) -> Regions:
