@@ -4,14 +4,15 @@ What a sample looks like depends on (seed, epoch, its number) alone. Bases trave
 on the device (`kernels.kmer_mask`).
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from data_prep.shard_format import REGIONS_PER_SAMPLE, Sample
-from data_prep.shard_reader import ShardReader
+from data_prep.errors import InputError
+from data_prep.shard_format import REGIONS_PER_SAMPLE
+from data_prep.shard_reader import Arrays, ShardReader
 from kernels.philox import Stream, below, draw, threshold
 from pretrain.data_order import MicroBatch
 
@@ -63,9 +64,17 @@ class MicroBatches(Dataset):
         return np.where((coin < threshold(0.5)) & (others > 0), other, sample)
 
     def __getitem__(self, asked: MicroBatch) -> Batch:
-        partner = self.partner(asked.sample, asked.epoch)
-        samples = [self._paired(int(a), int(b)) for a, b in zip(asked.sample, partner, strict=True)]
-        lengths = np.stack([lengths for _, lengths, _ in samples]).astype(np.int64)
+        n, partner = len(asked.sample), self.partner(asked.sample, asked.epoch)
+        differs = partner != asked.sample
+        read = self._read(np.concatenate([asked.sample, partner[differs]]))
+        # Where in `read` each row's first and second half stand.
+        first, second = np.arange(n), np.arange(n)
+        second[differs] = np.arange(n, len(read))
+
+        codes = np.concatenate([bases for bases, _, _ in read])
+        every_length = np.array([lengths for _, lengths, _ in read], dtype=np.int64)
+        every_start = (np.cumsum(every_length) - every_length.ravel()).reshape(every_length.shape)
+        lengths, region_start = paired(every_length, first, second), paired(every_start, first, second)
         kmers = window_kmers(lengths, self.k, self.max_tokens - N_SPECIAL_TOKENS)
         word, *_ = draw(
             self.seed,
@@ -75,36 +84,46 @@ class MicroBatches(Dataset):
             np.arange(REGIONS_PER_SAMPLE)[None],
         )
         window_bases = np.where(kmers > 0, kmers + self.k - 1, 0)
-        starts = below(word, lengths - window_bases + 1)
-        bases = np.zeros((len(samples), self.n_bases), dtype=np.uint8)
-        for row, (codes, _, _) in enumerate(samples):
-            region_start = np.cumsum(lengths[row]) - lengths[row] + starts[row]
-            windows = [codes[a : a + n] for a, n in zip(region_start, window_bases[row], strict=True)]
-            packed = np.concatenate(windows)
-            bases[row, : len(packed)] = packed
+        window_start = region_start + below(word, lengths - window_bases + 1)
+        binding = [matrix for _, _, matrix in read]
+        halves = [
+            half for a, b in enumerate(second.tolist()) for half in (binding[a][:FIRST_HALF], binding[b][FIRST_HALF:])
+        ]
         return {
-            "bases": torch.from_numpy(bases),
+            "bases": torch.from_numpy(packed(codes, window_start, window_bases, self.n_bases)),
             "window_kmers": torch.from_numpy(kmers.astype(np.int32)),
-            "binding": torch.from_numpy(np.stack([binding for _, _, binding in samples])),
-            "follows": torch.from_numpy((partner == asked.sample).astype(np.int64)),
+            "binding": torch.from_numpy(np.concatenate(halves).reshape(n, REGIONS_PER_SAMPLE, -1)),
+            "follows": torch.from_numpy((~differs).astype(np.int64)),
             "sample": torch.from_numpy(asked.sample),
             "epoch": torch.from_numpy(asked.epoch),
             "cell_type": torch.from_numpy(self.reader.cell_type[asked.sample].astype(np.int64)),
             "weight": torch.from_numpy(asked.weight),
         }
 
-    def _paired(self, first: int, second: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """bases, lengths and binding of one sample's first five regions and another's (or its own) last five."""
-        a = self.reader[first]
-        if second == first:
-            return a.bases, a.lengths, a.binding
-        b: Sample = self.reader[second]
-        split_a, split_b = a.lengths[:FIRST_HALF].sum(), b.lengths[:FIRST_HALF].sum()
-        return (
-            np.concatenate([a.bases[:split_a], b.bases[split_b:]]),
-            np.concatenate([a.lengths[:FIRST_HALF], b.lengths[FIRST_HALF:]]),
-            np.concatenate([a.binding[:FIRST_HALF], b.binding[FIRST_HALF:]]),
-        )
+    def _read(self, numbers: np.ndarray) -> list[Arrays]:
+        """bases, lengths and binding of each sample; those of one shard are read together, as it may have to come from
+        far."""
+        read = {number: self.reader.arrays(number) for number in sorted(numbers.tolist())}
+        return [read[number] for number in numbers.tolist()]
+
+
+def paired(values: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Rows of the first five regions of samples `first` and the last five of samples `second`; values: [m, 10]."""
+    return np.concatenate([values[first, :FIRST_HALF], values[second, FIRST_HALF:]], axis=1)
+
+
+def packed(codes: np.ndarray, start: np.ndarray, size: np.ndarray, width: int) -> np.ndarray:
+    """Each row's windows one after another, then zeros. uint8 [n, width].
+
+    codes: uint8 [bases]; start, size: int64 [n, n_windows], a window's place in `codes` and its bases.
+    """
+    source = memoryview(codes)
+    windows = b"".join(
+        [source[a:b] for a, b in zip(start.ravel().tolist(), (start + size).ravel().tolist(), strict=True)]
+    )
+    rows = np.zeros((len(start), width), dtype=np.uint8)
+    rows[np.arange(width) < size.sum(axis=1, keepdims=True)] = np.frombuffer(windows, dtype=np.uint8)
+    return rows
 
 
 def window_kmers(lengths: np.ndarray, k: int, budget: int) -> np.ndarray:
@@ -122,10 +141,10 @@ def window_kmers(lengths: np.ndarray, k: int, budget: int) -> np.ndarray:
     return np.where(total <= budget, available, share + (rank < left))
 
 
-def loader(dataset: MicroBatches, order: Iterable[MicroBatch], workers: int, pin_memory: bool) -> DataLoader:
-    """Micro-batches in the given order, read ahead by `workers` processes."""
-    return DataLoader(
-        dataset,
+def loader(dataset: MicroBatches, order: Iterable[MicroBatch], workers: int, pin_memory: bool) -> Iterator[Batch]:
+    """Micro-batches in the given order, read ahead by `workers` processes. An `InputError` of theirs is raised here."""
+    batches = DataLoader(
+        ErrorsAsItems(dataset),
         sampler=order,
         batch_size=None,
         num_workers=workers,
@@ -133,3 +152,23 @@ def loader(dataset: MicroBatches, order: Iterable[MicroBatch], workers: int, pin
         prefetch_factor=4 if workers else None,
         multiprocessing_context="fork" if workers else None,
     )
+    return map(raise_error, iter(batches))
+
+
+class ErrorsAsItems(Dataset):
+    """A dataset that gives an `InputError` instead of raising it: a worker would put its traceback into the message."""
+
+    def __init__(self, dataset: MicroBatches):
+        self.dataset = dataset
+
+    def __getitem__(self, asked: MicroBatch) -> Batch | InputError:
+        try:
+            return self.dataset[asked]
+        except InputError as error:
+            return error
+
+
+def raise_error(item: Batch | InputError) -> Batch:
+    if isinstance(item, InputError):
+        raise item
+    return item

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal, get_args, get_origin
@@ -10,6 +11,7 @@ import yaml
 from transformers import HfArgumentParser
 
 from data_prep.errors import InputError
+from data_prep.shard_cache import DEFAULT_FOLDER
 from kernels.kmer_mask import SpanRule
 from pretrain import ranks
 
@@ -47,7 +49,25 @@ class RunConfig:
             "help": "Preset, or YAML file of defaults: genebert-base, the default on CUDA; genebert-tiny, on a CPU."
         },
     )
-    shards: str = field(default="data/shards", metadata={"help": "Folder of shards, as data_prep writes it."})
+    shards: str = field(
+        default="data/shards",
+        metadata={
+            "help": "Folder of shards, as data_prep writes it, or a URL of one (https://, s3://, gs://, file://, ...)."
+        },
+    )
+    shard_cache: str = field(
+        default=DEFAULT_FOLDER,
+        metadata={
+            "help": "Where shards of a URL are staged, once for all ranks of a node; best a folder on its own disk."
+        },
+    )
+    shard_cache_gb: float | None = field(
+        default=None,
+        metadata={
+            "help": "GB (1e9 bytes) that --shard_cache may hold; default: no limit. Below the size of all shards they "
+            "are staged while the run reads, again and again."
+        },
+    )
     out: str = field(default="runs/pretrain", metadata={"help": "Run folder: checkpoints, metrics, figures."})
     resume: bool = field(
         default=True,
@@ -135,8 +155,8 @@ def _fits(value: object, type_: object) -> bool:
     """True where a value read from YAML is one of a field's type."""
     if get_origin(type_) is Literal:
         return value in get_args(type_)
-    if type_ is float:
-        type_ = int | float
+    if type_ in (float, float | None):
+        type_ = int | type_
     return isinstance(value, type_) and (type_ is bool or not isinstance(value, bool))
 
 
@@ -164,6 +184,8 @@ def check(model: ModelConfig, run: RunConfig) -> None:
         raise InputError(f"--seed {run.seed}: give a whole number from 0 to 4294967295")
     if not (0 < run.mask_rate < 1 and 0 < run.late_mask_rate < 1):
         raise InputError("--mask_rate and --late_mask_rate must lie between 0 and 1")
+    if run.shard_cache_gb is not None and not 0 < run.shard_cache_gb < math.inf:
+        raise InputError(f"--shard_cache_gb {run.shard_cache_gb}: give more than 0, or leave it out for no limit")
     try:
         SpanRule.parse(run.mask_span, model.k)
     except ValueError as error:

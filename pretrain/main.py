@@ -3,8 +3,8 @@
     deepspeed --num_nodes 4 pretrain/main.py --ds_config ds_configs/zero2.json
     deepspeed --num_gpus 2 pretrain/main.py --ds_config ds_configs/zero2_cpu.json --config genebert-tiny
 
-Reads data/shards, writes runs/pretrain: config.json, metrics.jsonl, curves.png, checkpoints. Run it again with the same
-arguments to go on from the newest checkpoint.
+Reads data/shards (--shards takes a URL too), writes runs/pretrain: config.json, metrics.jsonl, curves.png, checkpoints.
+Run it again with the same arguments to go on from the newest checkpoint.
 """
 
 import json
@@ -12,7 +12,10 @@ import logging
 import math
 import os
 import sys
+import time
+from collections import deque
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import deepspeed
@@ -22,6 +25,8 @@ from tqdm import tqdm
 
 from data_prep.errors import InputError, ends_on_input_error
 from data_prep.output_folder import check_writable
+from data_prep.remote_file import is_remote, url
+from data_prep.shard_cache import ShardCache
 from data_prep.shard_reader import ShardReader, read_manifest, verify_shard
 from pretrain import checkpoint, curves, ranks
 from pretrain.batches import MicroBatches, loader
@@ -37,6 +42,8 @@ OBJECTIVE = (
     *("mask_rate", "late_mask_rate", "late_mask_from", "mask_span"),
     *("mgm_weight", "ngsp_weight", "srm_weight", "srm_loss"),
 )
+
+SECONDS_BETWEEN_MEETINGS = 20
 
 
 @ends_on_input_error
@@ -77,10 +84,11 @@ def pretrain(model_config: ModelConfig, config: RunConfig, ds_config: dict, step
         if checkpoint.read_state(resumed)["step"] >= steps:
             say(f"{run_dir}: complete, {steps} steps were done; give a larger --steps to go on")
             return
-    verify_shards(config.shards, manifest)
+    cache = shard_cache(config, manifest)
+    verify_shards(config.shards, manifest, cache)
 
-    train = dataset(config, model_config, manifest, "train")
-    val = dataset(config, model_config, manifest, "val")
+    train = dataset(config, model_config, manifest, cache, "train")
+    val = dataset(config, model_config, manifest, cache, "val")
     if not len(train):
         raise InputError(f"{config.shards}: holds no training samples")
     torch.manual_seed(config.seed)
@@ -120,7 +128,7 @@ def pretrain(model_config: ModelConfig, config: RunConfig, ds_config: dict, step
 
     order = DataOrder([shard["samples"] for shard in train.reader.shards], config.seed)
     asked = order.micro_batches(layout, dist.get_rank(), range(done, steps))
-    batches = iter(loader(train, asked, config.workers, ranks.on_cuda()))
+    batches = loader(train, asked, config.workers, ranks.on_cuda())
     throughput = Throughput(layout)
     progress = tqdm(
         initial=done, total=steps, unit="step", disable=None if ranks.is_first() else True, dynamic_ncols=True
@@ -157,22 +165,56 @@ def pretrain(model_config: ModelConfig, config: RunConfig, ds_config: dict, step
     say(f"{run_dir}: {steps} steps done; metrics.jsonl and curves.png are there, checkpoints in checkpoints/")
 
 
-def dataset(config: RunConfig, model: ModelConfig, manifest: dict, split: str) -> MicroBatches:
-    reader = ShardReader(config.shards, split, manifest)
+def dataset(
+    config: RunConfig, model: ModelConfig, manifest: dict, cache: ShardCache | None, split: str
+) -> MicroBatches:
+    reader = ShardReader(config.shards, split, manifest, cache)
     return MicroBatches(reader, k=model.k, max_tokens=model.max_tokens, seed=config.seed)
 
 
-def verify_shards(folder: str, manifest: dict) -> None:
-    """Check every shard's sha256, a part of them on each rank. Raises `InputError` on all ranks if one fails."""
-    mine = manifest["shards"][dist.get_rank() :: dist.get_world_size()]
-    failed = None
-    for entry in tqdm(mine, desc="verifying shards", unit="shard", disable=None if ranks.is_first() else True):
+def shard_cache(config: RunConfig, manifest: dict) -> ShardCache | None:
+    """Where shards of a URL are staged; None for those of a folder."""
+    if not is_remote(config.shards):
+        return None
+    limit = None if config.shard_cache_gb is None else int(config.shard_cache_gb * 1e9)
+    return ShardCache(config.shards, manifest, config.shard_cache, limit)
+
+
+def verify_shards(location: str, manifest: dict, cache: ShardCache | None) -> None:
+    """Check every shard's sha256, a part of them on each rank. Raises `InputError` on all ranks if one fails.
+
+    Shards of a URL are staged, on each node by its own ranks. Where the cache does not hold them all, only what is
+    there already is checked, and readers stage what they need.
+    """
+    what, check, part, parts = "verifying", partial(verify_shard, location), dist.get_rank(), dist.get_world_size()
+    if cache:
+        what, check = ("staging", cache.stage) if cache.holds_all else ("verifying", cache.check)
+        part = int(os.environ.get("LOCAL_RANK") or 0)
+        parts = int(os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE") or 1)
+        if not cache.holds_all:
+            say(
+                f"{url(location)}: {cache.n_bytes / 1e9:.3g} GB of shards, the cache may hold "
+                f"{cache.limit / 1e9:.3g}: they are staged while the run reads them, and steps wait for the network"
+            )
+    left = deque(manifest["shards"][part::parts])
+    progress = tqdm(
+        total=sum(entry["bytes"] for entry in left),
+        desc=f"{what} shards",
+        unit="B",
+        unit_scale=True,
+        disable=None if ranks.is_first() else True,
+    )
+    # Ranks meet every few seconds: one that is done waits no longer for the others than a collective may take.
+    while ranks.summed(torch.tensor(len(left), device=ranks.device())):
+        failed, until = None, time.monotonic() + SECONDS_BETWEEN_MEETINGS
         try:
-            verify_shard(folder, entry)
+            while left and time.monotonic() < until:
+                check(left[0])
+                progress.update(left.popleft()["bytes"])
         except InputError as error:
             failed = error
-            break
-    ranks.raise_together(failed)
+        ranks.raise_together(failed)
+    progress.close()
 
 
 def parameter_groups(model: torch.nn.Module) -> list[dict]:
