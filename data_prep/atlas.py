@@ -15,19 +15,20 @@ MAX_UNKNOWN_SHARE = 0.01  # of all peaks, on chromosomes that the FASTA lacks; a
 
 
 @dataclass(frozen=True)
-class CellTypePeaks:
-    """One cell type's peaks: `regions` are those that are left, sorted, none overlapping, on the genome's chromosomes.
+class PeakFile:
+    """What became of one cell type's peaks: peaks = duplicate + unknown_chromosome + blacklisted + merged + regions.
 
-    peaks = duplicate + unknown_chromosome + blacklisted + merged + len(regions); bp: of all peaks as read.
+    regions: those that are left, to be used; bp: of all peaks as read; by_position: whether they came sorted; renamed,
+    unknown: chromosome names that had to be mapped, and those that the FASTA lacks with their peaks.
     """
 
-    regions: Regions
     peaks: int
     bp: int
     duplicate: int
     unknown_chromosome: int
     blacklisted: int
     merged: int
+    regions: int
     by_position: bool
     renamed: dict[str, str]
     unknown: dict[str, int]
@@ -53,8 +54,10 @@ def read_blacklist(path: str | None, genome: Genome) -> Regions | None:
 
 def read_atlas(
     files: dict[str, Path], genome: Genome, blacklist: Regions | None, n_workers: int
-) -> list[CellTypePeaks]:
-    """Each cell type's peaks, in the order of `files`; prints what had to be mapped, sorted or left out.
+) -> tuple[list[Regions], list[PeakFile]]:
+    """Each cell type's regions, sorted and none overlapping, and what became of its peaks, in the order of `files`.
+
+    Prints what had to be mapped, sorted or left out.
 
     Raises `InputError` for a file that does not fit the genome, and where more than 1% of all peaks lie on chromosomes
     that it lacks.
@@ -72,7 +75,7 @@ def read_atlas(
     if failed:
         others = f"; {len(atlas)} of {len(paths)} peak files can be used: are assemblies mixed?" if atlas else ""
         raise InputError(f"{failed[min(failed)]}{others}")
-    peaks = [atlas[number] for number in range(len(paths))]
+    regions, peaks = map(list, zip(*(atlas[number] for number in range(len(paths))), strict=True))
     _check_chromosomes(paths, peaks, genome)
 
     renamed = {there: here for one in peaks for there, here in one.renamed.items()}
@@ -82,10 +85,10 @@ def read_atlas(
     unsorted = [path for path, one in zip(paths, peaks, strict=True) if not one.by_position]
     if unsorted:
         print(f"sorted by position here: {len(unsorted)} of {len(paths)} peak files, the first {unsorted[0]}")
-    return peaks
+    return regions, peaks
 
 
-def _check_chromosomes(paths: list[Path], peaks: list[CellTypePeaks], genome: Genome) -> None:
+def _check_chromosomes(paths: list[Path], peaks: list[PeakFile], genome: Genome) -> None:
     unknown, total = sum((Counter(one.unknown) for one in peaks), Counter()), sum(one.peaks for one in peaks)
     if not unknown:
         return
@@ -100,15 +103,22 @@ def _check_chromosomes(paths: list[Path], peaks: list[CellTypePeaks], genome: Ge
     print(f"left out: {unknown.total():,} of {total:,} peaks on chromosomes that the FASTA lacks: {names}{more}")
 
 
-def _read(context: tuple[list[Path], Genome, Regions | None], number: int) -> tuple[int, CellTypePeaks | InputError]:
+def _read(
+    context: tuple[list[Path], Genome, Regions | None], number: int
+) -> tuple[int, tuple[Regions, PeakFile] | InputError]:
     paths, genome, blacklist = context
     try:
-        return number, _peaks_of(paths[number], genome, blacklist)
+        return number, read_peak_file(paths[number], genome, blacklist)
     except InputError as error:
         return number, error
 
 
-def _peaks_of(path: Path, genome: Genome, blacklist: Regions | None) -> CellTypePeaks:
+def read_peak_file(path: Path, genome: Genome, blacklist: Regions | None) -> tuple[Regions, PeakFile]:
+    """One cell type's regions, sorted and none overlapping, on the genome's chromosomes, and what became of its peaks.
+
+    A peak that shares a base with the blacklist is left out. Raises `InputError` for a file that cannot be read, holds
+    no peak, or does not fit the genome.
+    """
     read = read_regions(path)
     if not len(read):
         raise InputError(f"{path}: holds no peak; leave it out of --peaks")
@@ -116,14 +126,14 @@ def _peaks_of(path: Path, genome: Genome, blacklist: Regions | None) -> CellType
     distinct = placed.distinct()
     kept = distinct if blacklist is None else distinct.take((~overlapping(distinct, blacklist)).nonzero()[0])
     merged = merge_overlapping(kept)
-    return CellTypePeaks(
-        regions=merged,
+    return merged, PeakFile(
         peaks=len(read),
         bp=int((read.end - read.start).sum()),
         duplicate=len(placed) - len(distinct),
         unknown_chromosome=len(read) - len(placed),
         blacklisted=len(distinct) - len(kept),
         merged=len(kept) - len(merged),
+        regions=len(merged),
         by_position=read.by_position,
         renamed=renamed,
         unknown=unknown,

@@ -16,12 +16,14 @@ from data_prep.motifs import Motif
 
 AFFINITIES = ("max", "occupancy", "hits")
 HIT_P_VALUE = 1e-4
+_ENUMERATED = 8  # columns of a motif whose sites are all scored for its threshold
 
 _COLUMNS = 32  # of lightmotif's striped layout
 _BLOCK = 16  # a piece's padded length is a multiple of this: a reduction down a column goes in two wide steps
 _ROWS = 4096  # pieces share a column up to about this many rows: the scores of a call stay in the L2 cache
 _SIMILAR = 0.9  # of the longest piece's length: a batch of few pieces takes none much shorter
 _STARTS = 4096  # window starts in a piece of a long region
+_STEP = 2.0**-14  # log-odds are rounded to it: sums of up to 64 are exact in float32, whatever their order
 _LETTERS = np.frombuffer(b"ATCGN", dtype=np.uint8)
 
 
@@ -44,11 +46,12 @@ class Scanner:
 
     @classmethod
     def of(cls, motifs: list[Motif], affinity: str = "max") -> "Scanner":
-        forward = [_scoring_matrix(motif) for motif in motifs]
-        thresholds = [pssm.score(HIT_P_VALUE) for pssm in forward] if affinity == "hits" else [0.0] * len(motifs)
+        log_odds = [np.round(motif.log_odds / _STEP) * _STEP for motif in motifs]
+        thresholds = [hit_threshold(values) for values in log_odds] if affinity == "hits" else []
+        forward = [_scoring_matrix(values) for values in log_odds]
         return cls(
             strands=[(pssm, pssm.reverse_complement()) for pssm in forward],
-            maxima=np.array([motif.log_odds.max(axis=0).sum() for motif in motifs], dtype=np.float32),
+            maxima=np.array([values.max(axis=0).sum() for values in log_odds], dtype=np.float32),
             thresholds=np.array(thresholds, dtype=np.float32),
             widest=max(motif.counts.shape[1] for motif in motifs),
             affinity=affinity,
@@ -91,7 +94,8 @@ class Scanner:
             # Floats from 0 up are ordered as their bits are, and reduce faster so; what is below 0 will be clipped.
             combine, terms = np.maximum, [strand.view(np.int32) for strand in scores]
         elif self.affinity == "occupancy":
-            combine, terms = np.add, [np.exp2(strand) for strand in scores]
+            # In units of the best site's odds, which alone may pass what a float32 holds.
+            combine, terms = np.add, [np.exp2(strand - self.maxima[motif]) for strand in scores]
         else:
             combine, terms = np.add, [(strand >= self.thresholds[motif]).astype(np.float32) for strand in scores]
         forward, reverse = (combine.reduce(strand, axis=1) for strand in terms)
@@ -103,7 +107,7 @@ class Scanner:
             informative = np.where(self.maxima > 0, self.maxima, np.inf)
             return np.clip(reduced / informative, 0.0, 1.0)
         if self.affinity == "occupancy":
-            return np.log2(np.maximum(reduced, 1.0))
+            return np.maximum(np.log2(np.maximum(reduced, np.finfo(np.float32).tiny)) + self.maxima, 0.0)
         return reduced
 
 
@@ -126,6 +130,22 @@ def _batches_by_length(lengths: np.ndarray) -> Iterator[np.ndarray]:
         first += size
 
 
-def _scoring_matrix(motif: Motif) -> lightmotif.ScoringMatrix:
-    values = {letter: row.tolist() for letter, row in zip("ACGT", motif.log_odds, strict=True)}
-    return lightmotif.ScoringMatrix({**values, "N": [-np.inf] * motif.counts.shape[1]})
+def hit_threshold(log_odds: np.ndarray) -> float:
+    """The score that fewer than 1 in 10,000 random sites reach; infinite where the best site is no rarer than that.
+
+    log_odds: float64 [4, width]. Exact for widths up to 8, whose sites are few; by lightmotif's distribution beyond.
+    """
+    if log_odds.shape[1] > _ENUMERATED:
+        return _scoring_matrix(log_odds).score(HIT_P_VALUE)
+    sites = np.zeros(1)
+    for column in log_odds.T:
+        sites = np.add.outer(sites, column).ravel()
+    scores, counts = np.unique(sites, return_counts=True)
+    share = np.cumsum(counts[::-1])[::-1] / len(sites)  # of the sites that reach each score
+    rare = int((share >= HIT_P_VALUE).sum())
+    return scores[rare - 1 : rare + 1].mean() if rare < len(scores) else np.inf
+
+
+def _scoring_matrix(log_odds: np.ndarray) -> lightmotif.ScoringMatrix:
+    values = {letter: row.tolist() for letter, row in zip("ACGT", log_odds, strict=True)}
+    return lightmotif.ScoringMatrix({**values, "N": [-np.inf] * log_odds.shape[1]})

@@ -68,14 +68,20 @@ class Genome:
             raise InputError(f"{self.path}: {chromosome} cannot be read: {error}; copy the file again") from error
         if len(codes) != end - start:
             raise InputError(
-                f"{self.path}: {chromosome} has fewer letters than {self.path}.fai says; delete that index, and any "
-                "empty line among those of the sequence"
+                f"{self.path}: {chromosome} has not the letters that {self.path}.fai promises; remove empty lines and "
+                "mixed line endings from the FASTA, and delete that index"
             )
         return codes
 
     def _open(self) -> None:
         try:
             self._fasta, self._owner = Fasta(str(self.path), as_raw=True, **self._indexes), os.getpid()
+        except FastaIndexingError as error:
+            reason = str(error).partition("Please report")[0]  # to pyfaidx, which means an empty line
+            raise InputError(
+                f"{self.path}: not a readable FASTA file: {reason}; the lines of a sequence must be of one length, "
+                "none of them empty"
+            ) from error
         except _UNREADABLE as error:
             raise InputError(f"{self.path}: not a readable FASTA file: {error}") from error
 

@@ -96,7 +96,7 @@ def market_blocks(path: Path | str, header: Header) -> Iterator[Block]:
             for _ in range(header.lines):
                 file.readline()
             chunks = pd.read_csv(
-                file,
+                _NoNul(file),
                 sep=r"\s+",
                 header=None,
                 dtype=dict(enumerate((np.int64, np.int64, np.float64)[:width])),
@@ -107,6 +107,7 @@ def market_blocks(path: Path | str, header: Header) -> Iterator[Block]:
                 count = chunk[2].to_numpy() if chunk.shape[1] == 3 else np.ones(len(chunk), np.int8)
                 if chunk.shape[1] != width or np.isnan(count).any():
                     _raise_bad_line(path, header, done, done + len(chunk))
+                    raise InputError(f"{path}: lines do not end alike; write the file again, with line feeds alone")
                 block = Block(chunk[0].to_numpy() - 1, chunk[1].to_numpy() - 1, count)
                 # A file in order repeats an entry on the next line, which may be the next block's first.
                 first, end = ((int(block.feature[at]), int(block.cell[at])) for at in (0, -1))
@@ -128,6 +129,22 @@ def market_blocks(path: Path | str, header: Header) -> Iterator[Block]:
             f"{path}: holds {done:,} entries where its MatrixMarket size line says {header.entries:,}; "
             f"{'it is cut short: copy it again' if done < header.entries else 'correct the size line'}"
         )
+
+
+class _NoNul:
+    """A file that is not read past a NUL, which pandas would leave out."""
+
+    def __init__(self, file: BinaryIO):
+        self._file = file
+
+    def read(self, size: int = -1) -> bytes:
+        block = self._file.read(size)
+        if b"\0" in block:
+            raise ValueError("holds a NUL byte")
+        return block
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._file)
 
 
 def _opened(path: Path | str) -> BinaryIO:

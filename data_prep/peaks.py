@@ -4,6 +4,7 @@ Coordinates are 0-based half-open, as in BED.
 """
 
 import gzip
+import re
 import zlib
 from array import array
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import numpy as np
 from data_prep.errors import InputError
 from data_prep.genome import Genome
 
+_WHOLE = re.compile(r"[0-9]{1,18}", re.ASCII).fullmatch
 PEAK_SUFFIXES = (".bed", ".narrowPeak", ".narrowpeak", ".broadPeak", ".broadpeak")
 
 
@@ -72,24 +74,25 @@ def read_regions(path: Path | str) -> Regions:
     names: dict[str, int] = {}
     chromosome, start, end = array("i"), array("q"), array("q")
     try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rt") as file:
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig") as file:
             for number, line in enumerate(file, 1):
-                if not line.strip() or line.startswith(("#", "track", "browser")):
+                if not line.strip() or line.startswith("#") or line.split(None, 1)[0] in ("track", "browser"):
                     continue
                 fields = line.rstrip("\r\n").split("\t", 3)
                 if len(fields) < 3:
                     raise InputError(f"{path}:{number}: {_why_too_few(line)}")
-                try:
-                    first, last = int(fields[1]), int(fields[2])
-                except ValueError:
+                name, first, last = fields[0], fields[1], fields[2].rstrip()
+                if not name.strip() or not (_WHOLE(first) and _WHOLE(last)):
                     raise InputError(
-                        f"{path}:{number}: start and end must be whole numbers, not {fields[1]!r} and {fields[2]!r}"
-                    ) from None
+                        f"{path}:{number}: must begin with a chromosome's name and two whole numbers, not with "
+                        f"{name[:40]!r}, {first[:40]!r} and {last[:40]!r}"
+                    )
+                first, last = int(first), int(last)
                 if not 0 <= first < last < 2**63:
                     raise InputError(
                         f"{path}:{number}: start {first} and end {last} are no interval (BED: 0 <= start < end)"
                     )
-                chromosome.append(names.setdefault(fields[0], len(names)))
+                chromosome.append(names.setdefault(name, len(names)))
                 start.append(first)
                 end.append(last)
     except (OSError, UnicodeDecodeError, EOFError, zlib.error) as error:

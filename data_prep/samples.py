@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data_prep.atlas import CellTypePeaks
+from data_prep.atlas import PeakFile
 from data_prep.peaks import Regions
 from data_prep.shard_format import REGIONS_PER_SAMPLE
 
@@ -90,7 +90,7 @@ def group(chromosome: np.ndarray, rows_by_cell_type: list[np.ndarray], usable: n
     return Samples(*map(np.concatenate, (region, cell_type, of_chromosome, index)))
 
 
-def count_regions(peaks: CellTypePeaks, rows: np.ndarray, usable: np.ndarray, n_samples: int) -> RegionCounts:
+def count_regions(peaks: PeakFile, rows: np.ndarray, usable: np.ndarray, n_samples: int) -> RegionCounts:
     """One cell type's balance of peaks; rows: of its regions; n_samples: it gave."""
     over_n = int((~usable[rows]).sum())
     in_samples = REGIONS_PER_SAMPLE * n_samples

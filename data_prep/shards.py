@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 
 from data_prep import samples as grouping
-from data_prep.atlas import CellTypePeaks, peak_files, read_atlas, read_blacklist
+from data_prep.atlas import PeakFile, peak_files, read_atlas, read_blacklist
 from data_prep.binding import Scanner
 from data_prep.errors import InputError, UnfinishedError
 from data_prep.genome import Genome, sha256_of_file
@@ -97,8 +97,9 @@ def run(config: ShardsConfig) -> None:
         return
     clock.lap("inputs")
 
-    peaks = read_atlas(files, genome, blacklist, config.workers)
-    regions, rows_by_cell_type = grouping.distinct_regions([one.regions for one in peaks])
+    by_cell_type, peaks = read_atlas(files, genome, blacklist, config.workers)
+    regions, rows_by_cell_type = grouping.distinct_regions(by_cell_type)
+    del by_cell_type  # the largest table in memory: some 20 bytes a peak
     if not len(regions):
         raise _no_sample(peaks, files)
     clock.lap("peaks")
@@ -170,7 +171,7 @@ def run(config: ShardsConfig) -> None:
 
 def describe_cell_types(
     names: list[str],
-    peaks: list[CellTypePeaks],
+    peaks: list[PeakFile],
     rows_by_cell_type: list[np.ndarray],
     usable: np.ndarray,
     samples: grouping.Samples,
@@ -221,7 +222,7 @@ def check_room(folder: Path, needed: int) -> None:
         )
 
 
-def _no_sample(peaks: list[CellTypePeaks], files: dict[str, Path]) -> InputError:
+def _no_sample(peaks: list[PeakFile], files: dict[str, Path]) -> InputError:
     fullest, count = max(zip(files.values(), (one.peaks for one in peaks), strict=True), key=lambda pair: pair[1])
     return InputError(
         f"no cell type has {REGIONS_PER_SAMPLE} accessible regions on any chromosome, so there is no sample to write; "

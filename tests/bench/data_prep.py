@@ -30,7 +30,7 @@ import psutil
 
 sys.path[0] = str(Path(__file__).parents[2])  # this file has the package's name, and its folder would come first
 
-from data_prep.atlas import read_atlas
+from data_prep.atlas import read_peak_file
 from data_prep.bases import decode
 from data_prep.binding import Scanner
 from data_prep.genome import Genome
@@ -91,9 +91,7 @@ def simulated_atlas(folder: Path, scale: float, seed: int = 0) -> tuple[Path, li
     bounds = np.round(np.cumsum(share / share.sum()) * n).astype(int)
     lines = []
     with open(folder / "simulated.fa", "wb") as fasta:
-        for (name, length), first, last in zip(
-            chromosome_bp.items(), np.append(0, bounds[:-1]), bounds, strict=True
-        ):
+        for (name, length), first, last in zip(chromosome_bp.items(), np.append(0, bounds[:-1]), bounds, strict=True):
             letters = np.full((-(-length // 60), 61), ord("\n"), np.uint8)
             letters[:, :60] = np.frombuffer(b"ACGT", np.uint8)[rng.integers(0, 4, (len(letters), 60), np.uint8)]
             fasta.write(f">{name}\n".encode() + letters.tobytes())
@@ -115,7 +113,7 @@ def scan(folder: Path, n_regions: int) -> Iterator[Row]:
     motifs = load_motifs("JASPAR2018")
     started = time.perf_counter()
     genome = Genome(fasta)
-    regions = read_atlas({"simulated": beds[0]}, genome, None, 1)[0].regions
+    regions, _ = read_peak_file(beds[0], genome, None)
     store = RegionStore.of(folder, regions)
     store.write_bases(genome, 1)
     store.write_binding(Scanner.of(motifs), np.ones(len(regions), bool), 1)

@@ -27,8 +27,10 @@ def intervals(regions: Regions) -> list[tuple[str, int, int]]:
     return list(zip(names, regions.start.tolist(), regions.end.tolist(), strict=True))
 
 
-def read(genome: Genome, *paths: Path, blacklist: Path | None = None, workers: int = 1) -> list:
-    return read_atlas(peak_files([str(path) for path in paths]), genome, read_blacklist(blacklist, genome), workers)
+def read(genome: Genome, *paths: Path, blacklist: Path | None = None, workers: int = 1) -> list[tuple]:
+    """Regions and account of each file, in the order of their names."""
+    files = peak_files([str(path) for path in paths])
+    return list(zip(*read_atlas(files, genome, read_blacklist(blacklist, genome), workers), strict=True))
 
 
 MANY = [("chr1", start, start + 9) for start in range(0, 1990, 10)]
@@ -38,11 +40,12 @@ def test_every_peak_has_one_fate(genome, tmp_path):
     rows = [("chr1", 5, 20), ("chr1", 15, 30), ("chr1", 5, 20), ("chr1", 40, 50), ("chr1", 45, 48), ("chr2", 7, 9)]
     blacklist = bed(tmp_path / "black.list.bed", [("1", 46, 47), ("chrUn", 0, 99)])
     far = [("chr1", 100 + 10 * i, 104 + 10 * i) for i in range(94)]
-    [peaks] = read(genome, bed(tmp_path / "a.bed", [*rows, *far, ("chrUn", 0, 5)]), blacklist=blacklist)
-    assert intervals(peaks.regions) == [("chr1", 5, 30), *far, ("chr2", 7, 9)]
+    [(regions, peaks)] = read(genome, bed(tmp_path / "a.bed", [*rows, *far, ("chrUn", 0, 5)]), blacklist=blacklist)
+    assert intervals(regions) == [("chr1", 5, 30), *far, ("chr2", 7, 9)]
     fates = (peaks.duplicate, peaks.unknown_chromosome, peaks.blacklisted, peaks.merged)
     assert fates == (1, 1, 2, 1)
-    assert peaks.peaks == sum(fates) + len(peaks.regions) == 101
+    assert peaks.peaks == sum(fates) + peaks.regions == 101
+    assert peaks.regions == len(regions)
     assert peaks.bp == 15 + 15 + 15 + 10 + 3 + 2 + 94 * 4 + 5
 
 
@@ -66,8 +69,8 @@ def test_overlap_agrees_with_a_comparison_of_all_pairs(seed):
 @pytest.mark.parametrize("columns", ["", "\tp", "\tp\t5\t+", "\tp\t5\t+\t1\t2\t0\t1\t9\t0"], ids=[3, 4, 6, 12])
 @pytest.mark.parametrize("name", ["x.bed", "x.bed.gz"])
 def test_bed_of_any_number_of_columns_is_read(genome, tmp_path, columns, name):
-    [peaks] = read(genome, bed(tmp_path / name, MANY, columns))
-    assert intervals(peaks.regions) == MANY
+    [(regions, _)] = read(genome, bed(tmp_path / name, MANY, columns))
+    assert intervals(regions) == MANY
 
 
 @pytest.mark.parametrize(
@@ -77,22 +80,22 @@ def test_bed_of_any_number_of_columns_is_read(genome, tmp_path, columns, name):
 def test_encode_peak_files_are_read_and_name_their_cell_type(genome, tmp_path, name, columns):
     path = bed(tmp_path / name, MANY, columns)
     assert list(peak_files([str(path)])) == ["x"]
-    [peaks] = read(genome, path)
-    assert intervals(peaks.regions) == MANY
+    [(regions, _)] = read(genome, path)
+    assert intervals(regions) == MANY
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_files_come_in_the_order_of_their_cell_types(genome, tmp_path, workers):
     paths = [bed(tmp_path / f"{name}.bed", MANY[: 3 + i]) for i, name in enumerate("dacb")]
-    assert [one.peaks for one in read(genome, *paths, workers=workers)] == [4, 6, 5, 3]
+    assert [one.peaks for _, one in read(genome, *paths, workers=workers)] == [4, 6, 5, 3]
 
 
 def test_unsorted_peaks_are_sorted_and_it_is_said(genome, tmp_path, capsys):
     together = bed(tmp_path / "sorted.bed", [("chr2", 1, 5), ("chr2", 8, 9), ("chr1", 1, 5), ("chr1", 1, 4)])
     apart = bed(tmp_path / "unsorted.bed", MANY[::-1])
-    sorted_, unsorted = read(genome, together, apart)
-    assert intervals(unsorted.regions) == MANY
-    assert intervals(sorted_.regions) == [("chr1", 1, 5), ("chr2", 1, 5), ("chr2", 8, 9)]
+    (sorted_, _), (unsorted, _) = read(genome, together, apart)
+    assert intervals(unsorted) == MANY
+    assert intervals(sorted_) == [("chr1", 1, 5), ("chr2", 1, 5), ("chr2", 8, 9)]
     assert f"sorted by position here: 1 of 2 peak files, the first {apart}\n" in capsys.readouterr().out
 
 
@@ -100,7 +103,7 @@ UNKNOWN = [("chrUn_1", 0, 9), ("chr7", 3, 4)]
 
 
 def test_a_hundredth_of_the_peaks_may_lie_on_chromosomes_that_the_fasta_lacks(genome, tmp_path, capsys):
-    _, peaks = read(genome, bed(tmp_path / "a.bed", MANY[:99]), bed(tmp_path / "b.bed", [*UNKNOWN, *MANY[:99]]))
+    _, (_, peaks) = read(genome, bed(tmp_path / "a.bed", MANY[:99]), bed(tmp_path / "b.bed", [*UNKNOWN, *MANY[:99]]))
     assert (peaks.peaks, peaks.unknown_chromosome) == (101, 2)
     said = "left out: 2 of 200 peaks on chromosomes that the FASTA lacks: chrUn_1 (1), chr7 (1)\n"
     assert said in capsys.readouterr().out

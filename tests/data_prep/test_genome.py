@@ -134,6 +134,7 @@ def in_bgzip(content: bytes, path: Path) -> bytes:
         ("empty.fa", b""),
         ("ragged.fa", b">chr1\nACGT\nAC\nACGTACG\n"),
         ("twice.fa", b">chr1\nACGT\n>chr1\nACGT\n"),
+        ("spaced.fa", b">chr1\nACGT\n\n\n"),
     ],
 )
 def test_what_is_not_fasta_is_refused(tmp_path, name, content):
@@ -141,6 +142,14 @@ def test_what_is_not_fasta_is_refused(tmp_path, name, content):
     path.write_bytes(content)
     with pytest.raises(InputError, match=rf"^{path}: [^\n]+$"):
         Genome(path)
+
+
+@pytest.mark.parametrize("content", [b">chr1\n\nACGT\n", b">chr1\nACGT\nACG\r\nACGT\nAC\n"])
+def test_letters_that_the_index_cannot_find_are_refused(tmp_path, content):
+    path = tmp_path / "genome.fa"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=rf"^{path}: [^\n]*empty[^\n]*$"):
+        Genome(path).codes("chr1")
 
 
 def test_bgzip_that_holds_no_fasta_is_refused(tmp_path):
