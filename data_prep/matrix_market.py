@@ -107,6 +107,7 @@ def market_blocks(path: Path | str, header: Header) -> Iterator[Block]:
                 count = chunk[2].to_numpy() if chunk.shape[1] == 3 else np.ones(len(chunk), np.int8)
                 if chunk.shape[1] != width or np.isnan(count).any():
                     _raise_bad_line(path, header, done, done + len(chunk))
+                if chunk.shape[1] != width:
                     raise InputError(f"{path}: lines do not end alike; write the file again, with line feeds alone")
                 block = Block(chunk[0].to_numpy() - 1, chunk[1].to_numpy() - 1, count)
                 # A file in order repeats an entry on the next line, which may be the next block's first.
