@@ -10,7 +10,7 @@ PRETRAINED := runs/pretrain/checkpoints/step-$(shell printf %06d $(DEMO_STEPS))/
 .DELETE_ON_ERROR:
 .PHONY: demo test test-slow test-cluster test-cuda lint clean-demo
 
-demo: runs/finetune-promoter/results.json
+demo: data/shards.inspect/inspect.json runs/finetune-promoter/results.json
 	$(BIN)/python finetune/summary.py
 
 .venv/installed: requirements.txt pyproject.toml
@@ -31,6 +31,9 @@ data/peaks/manifest.json: | data/demo/manifest.json
 
 data/shards/manifest.json: | data/peaks/manifest.json
 	$(BIN)/python data_prep/main.py shards --genome data/demo/simulated_genome.fa --peaks data/peaks/*.bed --out data/shards
+
+data/shards.inspect/inspect.json: | data/shards/manifest.json
+	$(BIN)/python data_prep/main.py inspect data/shards
 
 $(PRETRAINED): | data/shards/manifest.json
 	DS_ACCELERATOR=cpu $(BIN)/deepspeed --num_gpus 2 pretrain/main.py --ds_config ds_configs/zero2_cpu.json --config genebert-tiny \
@@ -53,4 +56,4 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 
 clean-demo:
-	rm -rf data/demo data/peaks data/shards runs/pretrain runs/genebert runs/finetune-promoter
+	rm -rf data/demo data/peaks data/shards data/shards.inspect runs/pretrain runs/genebert runs/finetune-promoter

@@ -27,6 +27,7 @@ from data_prep.output_folder import check_writable, write_json
 from data_prep.remote_file import is_remote, url
 from data_prep.shard_format import REGIONS_PER_SAMPLE, SPLITS, Sample
 from data_prep.shard_set import ShardSet
+from data_prep.text_table import aligned
 
 NUMBERS = "inspect.json"
 FIGURES = ("overview.png", "motifs.png", "sample.png")
@@ -307,7 +308,7 @@ def report(summary: dict) -> list[str]:
     simulated = " (simulated data)" if summary["simulated"] else ""
     lines = [
         f"{summary['shards']}{simulated}",
-        *table(
+        *aligned(
             [
                 ["samples", f"{n:,} ({samples['train']:,} train, {samples['val']:,} val)"],
                 ["regions", f"{n * REGIONS_PER_SAMPLE:,} in samples, of {len(summary['cell_types'])} cell types"],
@@ -336,7 +337,7 @@ def report(summary: dict) -> list[str]:
         ]
         for row in summary["cell_types"]
     ]
-    lines += ["", *table([header, *rows], right=range(1, len(header)))]
+    lines += ["", *aligned([header, *rows], right=range(1, len(header)))]
     lines += ["", *motif_lines(summary)]
     shown = sorted(summary["chromosomes"], key=lambda row: -sum(row["samples"].values()))[:MOST_LINES]
     rows = [
@@ -344,7 +345,7 @@ def report(summary: dict) -> list[str]:
         for row in summary["chromosomes"]
         if row in shown
     ]
-    lines += ["", *table([["chromosome", *SPLITS], *rows], right=(1, 2))]
+    lines += ["", *aligned([["chromosome", *SPLITS], *rows], right=(1, 2))]
     if len(shown) < len(summary["chromosomes"]):
         lines.append(f"  and {len(summary['chromosomes']) - len(shown)} with fewer samples, see {NUMBERS}")
     return lines
@@ -369,21 +370,7 @@ def motif_lines(summary: dict) -> list[str]:
         "in pooled standard deviations (Cohen's d). by chance: how large the largest of "
         f"{len(summary['motifs'])} gets, once in 20",
         "times, where regions are independent and nothing differs.",
-        *table([header, *rows], right=(1,)),
-    ]
-
-
-def table(rows: list[list[str]], right: Iterable[int] = ()) -> list[str]:
-    """Rows of cells as lines with aligned columns; the columns numbered in `right` are right-justified."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    right = set(right)
-    return [
-        "  "
-        + "  ".join(
-            cell.rjust(width) if column in right else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
+        *aligned([header, *rows], right=(1,)),
     ]
 
 

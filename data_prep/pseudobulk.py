@@ -18,6 +18,7 @@ from data_prep.genome import sha256_of_file
 from data_prep.output_folder import MANIFEST, fingerprint, is_up_to_date, output_folder, write_json
 from data_prep.peaks import Regions
 from data_prep.pooled_counts import PooledCounts
+from data_prep.text_table import aligned
 
 
 @dataclass(frozen=True)
@@ -216,10 +217,7 @@ def report(out: Path, manifest: dict, n_regions: int, unseen: list[str]) -> str:
         lines.append(f"regions of {', '.join(unordered)} are not in order of position: sorted in the BED files")
     rows = [("cell type", "cells", "regions", "bp")]
     rows += [(name, *(f"{entry[key]:,}" for key in ("cells", "regions", "bp"))) for name, entry in summary.items()]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for name, *numbers in rows:
-        right = (number.rjust(width) for number, width in zip(numbers, widths[1:], strict=True))
-        lines.append("  ".join(["", name.ljust(widths[0]), *right]))
+    lines += aligned(rows, right=(1, 2, 3))
     empty = [name for name in summary if name not in filled]
     if empty:
         lines.append(

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from data_prep.shard_format import SPLITS
+from data_prep.text_table import aligned
 
 SUMMARY = "summary.json"
 _ROWS = 40  # of a printed table
@@ -67,10 +68,6 @@ def _print_table(header: list[str], rows: list[list[str]]) -> None:
     """Columns aligned, the first to the left; of many rows those with a word in the last column, and then the first."""
     shown = sorted(range(len(rows)), key=lambda row: (not rows[row][-1], row))[:_ROWS]
     lines = [header, *(rows[row] for row in sorted(shown))]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
-    print()
-    for first, *rest, last in lines:
-        cells = [first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(rest, widths[1:-1], strict=True))]
-        print("  ".join([*cells, last]).rstrip())
+    print("", *aligned(lines, right=range(1, len(header) - 1)), sep="\n")
     if len(shown) < len(rows):
-        print(f"... and {len(rows) - len(shown)} more in {SUMMARY}")
+        print(f"  and {len(rows) - len(shown)} more in {SUMMARY}")

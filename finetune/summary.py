@@ -11,6 +11,7 @@ from finetune.run import format_scores
 
 PRETRAINED = Path("runs/pretrain")
 FINE_TUNED = Path("runs/finetune-promoter")
+INSPECTED = Path("data/shards.inspect")
 
 
 @ends_on_input_error
@@ -50,7 +51,8 @@ def fine_tuning(results: dict) -> list[str]:
 
 
 def figures() -> list[str]:
-    return [f"Figures: {PRETRAINED / 'curves.png'}, {FINE_TUNED / 'roc_pr.png'}"]
+    drawn = [INSPECTED / "overview.png", INSPECTED / "motifs.png", PRETRAINED / "curves.png", FINE_TUNED / "roc_pr.png"]
+    return [f"Figures: {', '.join(str(path) for path in drawn if path.is_file())}"]
 
 
 if __name__ == "__main__":

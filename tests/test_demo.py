@@ -33,6 +33,7 @@ def demo(tmp_path_factory) -> tuple[Path, dict[str, str]]:
     peaks = map(str, sorted((folder / "data" / "peaks").glob("*.bed")))
     genome = "data/demo/simulated_genome.fa"
     said["shards"] = run(folder, PYTHON, prepare, "shards", "--genome", genome, "--peaks", *peaks)
+    said["inspect"] = run(folder, PYTHON, prepare, "inspect")
     said["pretrain"] = run(
         folder,
         *(str(Path(PYTHON).with_name("deepspeed")), "--num_gpus", "2"),
@@ -53,6 +54,17 @@ def test_pretraining_learns_on_held_out_chromosomes(demo):
     assert next(row["val/loss/mgm"] for row in reversed(rows) if "val/loss/mgm" in row) < 8.318  # ln 4096
 
 
+@pytest.mark.parametrize(
+    ("cell_type", "planted"), [("hepatocyte", "Hnf4a"), ("neuron", "REST"), ("smooth_muscle_cell", "SRF")]
+)
+def test_inspection_finds_the_motifs_planted_in_a_cell_type(demo, cell_type, planted):
+    found = json.loads((demo[0] / "data/shards.inspect/inspect.json").read_text())
+    specificity = found["specificity"][[one["name"] for one in found["cell_types"]].index(cell_type)]
+    top = sorted(zip(specificity, found["motif_names"], strict=True))[-5:]
+    assert planted in [name for _, name in top]
+    assert planted in demo[1]["inspect"]
+
+
 def test_wandb_holds_the_run_offline(demo):
     assert list((demo[0] / "runs" / "pretrain" / "wandb").glob("offline-run-*/run-*.wandb"))
 
@@ -69,6 +81,6 @@ def test_the_summary_shows_what_was_measured_and_where_the_figures_are(demo):
     folder, said = demo
     for word in ("Pre-training: 50 steps", "simulated_genome", "srm/recall_at_1", "pretrained", "linear"):
         assert word in said["summary"]
-    for figure in ("runs/pretrain/curves.png", "runs/finetune-promoter/roc_pr.png"):
+    for figure in ("data/shards.inspect/motifs.png", "runs/pretrain/curves.png", "runs/finetune-promoter/roc_pr.png"):
         assert figure in said["summary"]
         assert (folder / figure).stat().st_size > 10_000

@@ -266,3 +266,29 @@ def test_a_second_run_changes_nothing_and_says_so(synthetic, tmp_path, capsys):
     main(arguments)
     assert capsys.readouterr().out == f"{tmp_path / 'shards'}: up to date\n"
     assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "shards").iterdir()} == before
+
+
+def test_the_summary_counts_what_the_files_hold(atlas):
+    summary = json.loads((atlas.shards / "summary.json").read_text())
+    manifest, samples = atlas.manifest, {split: atlas.samples(split) for split in SPLITS}
+    assert summary["cell_types"] == manifest["cell_types"]
+    assert summary["samples"] == manifest["samples"] == {split: len(own) for split, own in samples.items()}
+    assert summary["bytes"] == sum(path.stat().st_size for path in atlas.shards.glob("*.tar"))
+    for key in ("regions", "bp"):
+        totals = Counter()
+        for cell_type in manifest["cell_types"]:
+            totals.update(cell_type[key])
+        assert summary[key] == totals
+    assert summary["bp"]["in_samples"] == sum(int(sample.lengths.sum()) for own in samples.values() for sample in own)
+    for chromosome in summary["chromosomes"]:
+        here = {split: sum(x.meta["chromosome"] == chromosome["name"] for x in own) for split, own in samples.items()}
+        assert chromosome["samples"] == here
+    distinct = {(name, *region) for name in atlas.sequence for region in distinct_regions_of(atlas, name)}
+    assert summary["distinct_regions"] == {"count": len(distinct), "bp": sum(end - start for _, start, end in distinct)}
+    assert set(summary["seconds"]) == {"inputs", "peaks", "sequences", "scan", "shards", "total"}
+
+
+def distinct_regions_of(atlas, chromosome: str) -> set[tuple[int, int]]:
+    """Of all cell types, after merging in each."""
+    peaks = ([(s, e) for name, s, e in own if name == chromosome] for own in atlas.peaks.values())
+    return {tuple(region) for own in peaks for region in merged(own)}
