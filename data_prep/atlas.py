@@ -11,7 +11,9 @@ from data_prep.errors import InputError
 from data_prep.genome import Genome
 from data_prep.peaks import Regions, cell_type_of, merge_overlapping, overlapping, place, read_regions
 
-MAX_UNKNOWN_SHARE = 0.01  # of all peaks, on chromosomes that the FASTA lacks; above it the assembly is likely wrong
+# Peaks on chromosomes that the FASTA lacks; above these shares the assembly is likely another.
+MAX_UNKNOWN_SHARE = 0.01  # of all peaks
+MAX_UNKNOWN_SHARE_OF_FILE = 0.5
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,15 @@ def peak_files(paths: list[str]) -> dict[str, Path]:
 
 
 def read_blacklist(path: str | None, genome: Genome) -> Regions | None:
-    """Regions of no use in any cell type, such as ENCODE's blacklist; those on unknown chromosomes do no harm."""
-    return place(read_regions(path), genome, path)[0] if path else None
+    """Regions of no use in any cell type, such as ENCODE's. Raises `InputError` where none fits the genome."""
+    if path is None:
+        return None
+    blacklist, _, unknown = place(read_regions(path), genome, path)
+    if not len(blacklist):
+        raise InputError(f"{path}: no region lies on a chromosome of {genome.path}; give the blacklist of its assembly")
+    if unknown:
+        print(f"{path}: {sum(unknown.values()):,} regions on chromosomes that the FASTA lacks are of no effect")
+    return blacklist
 
 
 def read_atlas(
@@ -93,6 +102,16 @@ def _check_chromosomes(paths: list[Path], peaks: list[PeakFile], genome: Genome)
     if not unknown:
         return
     first = next(path for path, one in zip(paths, peaks, strict=True) if one.unknown)
+    foreign = [
+        path
+        for path, one in zip(paths, peaks, strict=True)
+        if one.unknown_chromosome > MAX_UNKNOWN_SHARE_OF_FILE * one.peaks
+    ]
+    if foreign and unknown.total() <= MAX_UNKNOWN_SHARE * total:
+        raise InputError(
+            f"{foreign[0]}: most of its peaks lie on chromosomes that {genome.path} lacks, where other files fit: are "
+            "assemblies mixed? Give files of one assembly, or leave this one out"
+        )
     names = ", ".join(f"{name} ({count:,})" for name, count in unknown.most_common(5))
     more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
     if unknown.total() > MAX_UNKNOWN_SHARE * total:

@@ -14,7 +14,6 @@ import numpy as np
 
 from data_prep.motifs import Motif
 
-AFFINITIES = ("max", "occupancy", "hits")
 HIT_P_VALUE = 1e-4
 _ENUMERATED = 8  # columns of a motif whose sites are all scored for its threshold
 
@@ -34,8 +33,8 @@ class Scanner:
     affinity:
       `max`        maximum log-odds over positions and strands, over the motif's own maximum, clipped to [0, 1]
       `occupancy`  log2 of the sum over positions and strands of 2**log-odds, clipped below at 0
-      `hits`       number of positions and strands that score at p < 1e-4
-    A region without a single window free of N has affinity 0, and so has every region for a motif without information.
+      `hits`       number of positions and strands that score at p < 1e-4, 65,504 at most
+    A region without a single window free of N has affinity 0; by `max`, so has any region for a flat motif.
     """
 
     strands: list[tuple[lightmotif.ScoringMatrix, lightmotif.ScoringMatrix]]
@@ -104,11 +103,11 @@ class Scanner:
 
     def _finish(self, reduced: np.ndarray) -> np.ndarray:
         if self.affinity == "max":
-            informative = np.where(self.maxima > 0, self.maxima, np.inf)
-            return np.clip(reduced / informative, 0.0, 1.0)
+            return np.clip(np.maximum(reduced, 0.0) / np.where(self.maxima > 0, self.maxima, np.inf), 0.0, 1.0)
         if self.affinity == "occupancy":
-            return np.maximum(np.log2(np.maximum(reduced, np.finfo(np.float32).tiny)) + self.maxima, 0.0)
-        return reduced
+            odds = np.log2(np.maximum(reduced, np.finfo(np.float32).tiny)) + self.maxima
+            return np.where(reduced > 0, np.maximum(odds, 0.0), 0.0)
+        return np.minimum(reduced, np.finfo(np.float16).max)
 
 
 def padded_length(length: int) -> int:

@@ -14,6 +14,16 @@ class UnfinishedError(InputError):
     """The machine stopped a run, not its input: a full disk, a killed worker. What is done stays for the next run."""
 
 
+def one_line(error: BaseException) -> str:
+    """An exception's type and text, without line breaks."""
+    return " ".join(f"{type(error).__name__}: {error}".split()).rstrip(": ")
+
+
+def shown(text: str) -> str:
+    """A piece of a file as messages quote it, cut after some 60 letters."""
+    return repr(text if len(text) <= 60 else text[:57] + "...")
+
+
 def ends_on_input_error(main):
     """Decorate a program's `main`: an `InputError` becomes one line and exit code 2, Ctrl-C one line and 130."""
 

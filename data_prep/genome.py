@@ -18,9 +18,12 @@ _UNREADABLE = (FastaIndexingError, FetchError, OSError, EOFError, ValueError, Ru
 
 
 def sha256_of_file(path: Path | str) -> str:
-    """Hexadecimal sha256 of a file's bytes, as `sha256sum` prints it."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """Hexadecimal sha256 of a file's bytes, as `sha256sum` prints it. Raises `InputError` where we may not read it."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except (PermissionError, IsADirectoryError) as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
 
 
 class Genome:
@@ -97,8 +100,11 @@ class Genome:
 
 
 def _check_format(path: Path) -> None:
-    with open(path, "rb") as file:
-        head = file.read(16)
+    try:
+        with open(path, "rb") as file:
+            head = file.read(16)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
     if head[:2] == b"\x1f\x8b":
         if path.suffix not in (".gz", ".bgz"):
             raise InputError(f"{path}: compressed, but not named so; rename it to {path.name}.gz")

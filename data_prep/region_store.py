@@ -38,14 +38,17 @@ class RegionStore:
 
     @classmethod
     def of(cls, folder: Path, regions: Regions) -> "RegionStore":
+        """The store of `regions` (sorted, each once) in `folder`, whether its files are there yet or not."""
         return cls(folder, regions, np.concatenate([[0], np.cumsum(regions.end - regions.start)]))
 
     @property
     def bases(self) -> np.ndarray:
+        """bases.npy, mapped."""
         return np.load(self.folder / "bases.npy", mmap_mode="r")
 
     @property
     def binding(self) -> np.ndarray:
+        """binding.npy, mapped."""
         return np.load(self.folder / "binding.npy", mmap_mode="r")
 
     def chunks(self, stretches: bool) -> list["Chunk"]:
@@ -84,7 +87,7 @@ class RegionStore:
     ) -> None:
         """Have `fill` write each chunk that is not there yet; a byte a chunk in a file says which are."""
         record = tables[0].path.with_suffix(".chunks")
-        if not record.exists():
+        if not all(path.exists() for path in (record, *(table.path for table in tables))):
             for table in tables:
                 table.create()
             record.with_suffix(".new").write_bytes(bytes(len(chunks)))
@@ -150,7 +153,10 @@ def _scan(context: tuple[RegionStore, Scanner, np.ndarray, np.ndarray, _Table], 
 
 
 def binding_statistics(binding: np.ndarray, regions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of each motif's affinity, float64 [n_motifs], over all rows of the given samples."""
+    """Mean and standard deviation of each motif's affinity, float64 [n_motifs], over all rows of the given samples.
+
+    binding: float16 [n_regions, n_motifs]; regions: int [n_samples, 10], rows of `binding`.
+    """
     uses = np.bincount(regions.ravel(), minlength=len(binding)).astype(np.float64)
     total, squares = np.zeros(binding.shape[1]), np.zeros(binding.shape[1])
     for first in range(0, len(binding), 4096):

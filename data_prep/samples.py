@@ -49,8 +49,8 @@ def distinct_regions(by_cell_type: list[Regions]) -> tuple[Regions, list[np.ndar
     """
     names = by_cell_type[0].names
     bounds = [np.searchsorted(one.chromosome, np.arange(len(names) + 1, dtype=np.int32)) for one in by_cell_type]
-    n, parts, rows = 0, [], [[] for _ in by_cell_type]
-    for number in range(len(names)):
+    n, parts, rows = 0, [], [[np.zeros(0, np.int32)] for _ in by_cell_type]
+    for number in np.unique(np.concatenate([np.unique(one.chromosome) for one in by_cell_type])):
         keys = []
         for one, bound in zip(by_cell_type, bounds, strict=True):
             here = slice(bound[number], bound[number + 1])
@@ -60,6 +60,8 @@ def distinct_regions(by_cell_type: list[Regions]) -> tuple[Regions, list[np.ndar
             own.append((n + np.searchsorted(distinct, key)).astype(np.int32))
         parts.append((np.full(len(distinct), number, np.int32), distinct >> _SHIFT, distinct & _LOW))
         n += len(distinct)
+    if not n:
+        return by_cell_type[0], [np.concatenate(own) for own in rows]
     chromosome, start, end = map(np.concatenate, zip(*parts, strict=True))
     regions = Regions(chromosome, start.astype(np.int64), end.astype(np.int64), names)
     return regions, [np.concatenate(own) for own in rows]

@@ -26,6 +26,7 @@ def print_summary(summary: dict, out: Path) -> None:
         f"{out}: {sum(samples.values()):,} samples ({samples['train']:,} train, {samples['val']:,} val on {held_out}) "
         f"of {len(summary['cell_types'])} cell types x {summary['motifs']} motifs, "
         f"{summary['shards']} shards, {summary['bytes'] / 1e6:,.1f} MB, {summary['seconds']['total']:.1f} s"
+        + (" since it was resumed" if summary["resumed"] else "")
     )
     fates = [f"{totals['in_samples']:,} in samples"]
     fates += [f"{totals[cause]:,} {words}" for cause, words in _CAUSES.items() if totals[cause]]

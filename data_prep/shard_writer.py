@@ -84,13 +84,20 @@ def write_shards(
     A shard is filled in `scratch`, moved to `folder`, and then its entry is written to `scratch`: what has an entry is
     whole.
     """
-    left = [task for task in tasks if not (scratch / f"{task.name}.json").exists()]
+    left = [task for task in tasks if not _is_written(folder, scratch, task)]
     n_samples = sum(len(task.order) for task in tasks)
     with tqdm(total=n_samples, desc="writing shards", unit="sample", unit_scale=True, disable=None) as progress:
         progress.update(n_samples - sum(len(task.order) for task in left))
         for n in workers.unordered(_write_shard, left, n_workers, (folder, scratch, source)):
             progress.update(n)
     return [json.loads((scratch / f"{task.name}.json").read_text()) for task in tasks]
+
+
+def _is_written(folder: Path, scratch: Path, task: ShardTask) -> bool:
+    entry, tar = scratch / f"{task.name}.json", folder / task.name
+    if not (entry.exists() and tar.exists() and index_path(tar).exists()):
+        return False
+    return json.loads(entry.read_text())["bytes"] == tar.stat().st_size
 
 
 def _write_shard(context: tuple[Path, Path, SampleSource], task: ShardTask) -> int:

@@ -5,7 +5,6 @@ the whole split and written to shards that are the same bytes for the same input
 disk; a run that was stopped goes on where it was.
 """
 
-import os
 import shutil
 import time
 from dataclasses import asdict, dataclass, field
@@ -26,6 +25,9 @@ from data_prep.region_store import RegionStore, binding_statistics
 from data_prep.shard_format import FORMAT, FORMAT_VERSION, MEMBERS, REGIONS_PER_SAMPLE, SPLITS
 from data_prep.shard_summary import SUMMARY, print_summary
 from data_prep.shard_writer import SampleSource, shard_tasks, shuffled, write_shards
+from data_prep.workers import available
+
+MADE_BY = 2  # to be raised where the same input gives other bytes than before
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,9 @@ class ShardsConfig:
     )
     samples_per_shard: int = field(default=1000, metadata={"help": "Samples in a shard; about 20 kB each."})
     seed: int = field(default=0, metadata={"help": "Seed of the shuffle."})
-    workers: int = field(default=os.cpu_count() or 1, metadata={"help": "Processes; the output does not depend on it."})
+    workers: int = field(
+        default=available(), metadata={"help": "Processes; the output does not depend on their number."}
+    )
     overwrite: bool = field(default=False, metadata={"help": "Replace what --out holds."})
 
 
@@ -71,8 +75,8 @@ def run(config: ShardsConfig) -> None:
     """Write the shards of `config`, or say that they are there. Raises `InputError` for bad input."""
     if config.samples_per_shard < 1 or config.workers < 1:
         raise InputError("--samples_per_shard and --workers must be at least 1")
-    if config.seed < 0:
-        raise InputError("--seed must not be negative")
+    if not 0 <= config.seed < 2**32:
+        raise InputError(f"--seed {config.seed}: give a whole number from 0 to 4294967295")
     clock = _Clock()
     out = Path(config.out)
     files = peak_files(config.peaks)
@@ -82,6 +86,7 @@ def run(config: ShardsConfig) -> None:
     blacklist = read_blacklist(config.blacklist, genome)
     made_from = fingerprint(
         format_version=FORMAT_VERSION,
+        made_by=MADE_BY,
         genome=genome_sha256,
         peaks={name: sha256_of_file(path) for name, path in files.items()},
         blacklist=sha256_of_file(config.blacklist) if config.blacklist else None,
@@ -105,6 +110,7 @@ def run(config: ShardsConfig) -> None:
     clock.lap("peaks")
 
     with output_folder(out, resume=made_from) as folder:
+        resumed = any((folder / SCRATCH).iterdir())
         store = RegionStore.of(folder / SCRATCH, regions)
         usable = store.write_bases(genome, config.workers) <= grouping.MAX_N_SHARE
         samples = grouping.group(regions.chromosome, rows_by_cell_type, usable)
@@ -141,7 +147,8 @@ def run(config: ShardsConfig) -> None:
             "cell_types": cell_types,
             "chromosomes": describe_chromosomes(regions, samples, is_val),
             "workers": config.workers,
-            "seconds": clock.laps,
+            "resumed": resumed,
+            "seconds": clock.laps,  # of this run: what a stopped one took before it is not among them
         }
         write_json(folder / SUMMARY, summary)
         manifest = {
@@ -197,18 +204,19 @@ def describe_cell_types(
 
 def describe_chromosomes(regions: Regions, samples: grouping.Samples, is_val: np.ndarray) -> list[dict]:
     """Samples by split, distinct regions and their bp on each chromosome that has any."""
-    described = []
-    for number in np.unique(regions.chromosome):
-        here, own = regions.chromosome == number, samples.chromosome == number
-        described.append(
-            {
-                "name": regions.names[number],
-                "distinct_regions": int(here.sum()),
-                "bp": int((regions.end - regions.start)[here].sum()),
-                "samples": dict(zip(SPLITS, (int((own & ~is_val).sum()), int((own & is_val).sum())), strict=True)),
-            }
-        )
-    return described
+    n = len(regions.names)
+    distinct = np.bincount(regions.chromosome, minlength=n)
+    bp = np.bincount(regions.chromosome, regions.end - regions.start, minlength=n)
+    per_split = [np.bincount(samples.chromosome[own], minlength=n) for own in (~is_val, is_val)]
+    return [
+        {
+            "name": regions.names[number],
+            "distinct_regions": int(distinct[number]),
+            "bp": int(bp[number]),
+            "samples": {split: int(counts[number]) for split, counts in zip(SPLITS, per_split, strict=True)},
+        }
+        for number in np.flatnonzero(distinct)
+    ]
 
 
 def check_room(folder: Path, needed: int) -> None:

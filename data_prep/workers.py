@@ -12,6 +12,11 @@ from typing import Any
 from data_prep.errors import UnfinishedError
 
 
+def available() -> int:
+    """Cores that this process may use, which a scheduler may have granted fewer of than there are."""
+    return len(os.sched_getaffinity(0))
+
+
 def unordered(function: Callable, items: Sequence, workers: int, context: Any) -> Iterator:
     """`function(context, item)` for each item, in `workers` processes; results as they come.
 

@@ -140,3 +140,17 @@ def test_a_bad_blacklist_is_named(genome, tmp_path):
     bed(tmp_path / "b.bed", [("chr2", 900, 1001)])
     with pytest.raises(InputError, match="past the chromosome's end"):
         read_blacklist(str(tmp_path / "b.bed"), genome)
+
+
+def test_a_small_file_of_another_assembly_is_found_among_many_peaks(genome, tmp_path):
+    large = [bed(tmp_path / f"a{number}.bed", MANY) for number in range(6)]
+    foreign = bed(tmp_path / "b.bed", [*UNKNOWN, MANY[0]])
+    with pytest.raises(InputError, match=rf"{foreign}: most of its peaks .*assemblies mixed\?"):
+        read(genome, *large, foreign)
+
+
+def test_a_blacklist_that_fits_nowhere_is_refused(genome, tmp_path, capsys):
+    with pytest.raises(InputError, match=r"black\.bed: no region lies on a chromosome of .*genome\.fa"):
+        read_blacklist(str(bed(tmp_path / "black.bed", UNKNOWN)), genome)
+    read_blacklist(str(bed(tmp_path / "black.bed", [*UNKNOWN, MANY[0]])), genome)
+    assert "black.bed: 2 regions on chromosomes that the FASTA lacks are of no effect" in capsys.readouterr().out

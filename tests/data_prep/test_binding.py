@@ -121,6 +121,51 @@ def test_a_batch_may_hold_regions_of_any_lengths(few_motifs, regions, affinity):
     assert scan([]).shape == (0, len(few_motifs))
 
 
+@pytest.mark.parametrize("affinity", ["max", "occupancy", "hits"])
+def test_a_long_regions_pieces_leave_no_window_out_and_count_none_twice(few_motifs, affinity, log_odds):
+    """Lengths about the cut after 4,096 window starts, with a consensus site of the widest motif across it."""
+    rng = np.random.default_rng(4)
+    widest = max(few_motifs, key=lambda motif: motif.length)
+    regions = []
+    for length in (4095, 4096, 4097, 4096 + widest.length - 1, 4096 + widest.length, 8192, 8193 + widest.length):
+        letters = rng.choice(list("ACGT"), size=length)
+        site = list(str(widest.consensus))
+        at = min(4096 - len(site) // 2, length - len(site))
+        letters[at : at + len(site)] = site
+        regions.append("".join(letters))
+    rows = scanner(few_motifs, affinity).scan([encode(region) for region in regions]).astype(float)
+    thresholds = scanner(few_motifs, "hits").thresholds
+    for column, motif in enumerate(few_motifs):
+        scores = [log_odds(motif, region) for region in regions]
+        best = motif.counts.normalize(pseudocounts=0.1).log_odds().max
+        expected = {
+            "max": [max(0, score.max()) / best for score in scores],
+            "occupancy": [np.log2(max(1, np.exp2(score).sum())) for score in scores],
+            "hits": [(score >= thresholds[column]).sum() for score in scores],
+        }[affinity]
+        np.testing.assert_allclose(rows[:, column], expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(("affinity", "value"), [("max", 0.0), ("occupancy", np.log2(2 * 17)), ("hits", 0.0)])
+def test_a_flat_motif_tells_nothing(affinity, value):
+    flat = Motif("flat", "flat", np.full((4, 4), 5.0))
+    rows = Scanner.of([flat], affinity).scan([encode("ACGT" * 5), encode("NNNN")])
+    np.testing.assert_allclose(rows.astype(float), [[value], [0.0]], rtol=1e-3)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_region_of_n_alone_has_affinity_0_for_the_widest_motif():
+    conserved = Motif("wide", "wide", np.eye(4)[:, [0, 1, 2, 3] * 16] * 1000)
+    for affinity in ("max", "occupancy", "hits"):
+        assert (Scanner.of([conserved], affinity).scan([encode("N" * 100), encode("ACGT")]) == 0).all()
+
+
+@pytest.mark.filterwarnings("error")
+def test_hits_stop_at_the_largest_number_of_their_type():
+    poly_a = Motif("polyA", "polyA", np.array([[100.0], [0.0], [0.0], [0.0]]).repeat(9, axis=1))
+    assert Scanner.of([poly_a], "hits").scan([encode("A" * 80_000)]) == np.finfo(np.float16).max
+
+
 def test_an_occupancy_of_64_conserved_columns_is_finite():
     site = "".join(np.random.default_rng(6).choice(list("ACGT"), size=64))
     counts = 10_000.0 * (np.array(list("ACGT"))[:, None] == np.array(list(site)))

@@ -193,12 +193,14 @@ def test_overwrite_replaces_other_results_and_nothing_else(command, tmp_path, ca
         ("--val-chroms", "none"),
         ("--motifs", "other.jaspar"),
         ("--genome", "other.fa"),
+        ("--blacklist", "other.bed"),
     ],
     ids=lambda options: options[0].strip("-"),
 )
 def test_shards_of_other_options_are_not_taken_for_up_to_date(command, genome, tmp_path, capsys, options):
     (tmp_path / "other.jaspar").write_text(MOTIF.replace("9", "8"))
     (tmp_path / "other.fa").write_text(genome.read_text().lower())
+    (tmp_path / "other.bed").write_text("chr20\t1\t2\n")
     out = ("--out", str(tmp_path / "shards"))
     main([*command, *out])
     option, value = options
@@ -228,3 +230,23 @@ def test_a_reader_that_leaves_is_no_error():
     ended = subprocess.run([sys.executable, "-c", script], stdout=writing, stderr=subprocess.PIPE, text=True)
     os.close(writing)
     assert (ended.returncode, ended.stderr) == (141, "")
+
+
+@pytest.fixture
+def unprivileged():
+    """Root may read everything: be another user for a while."""
+    if os.geteuid():
+        yield
+        return
+    os.seteuid(65534)
+    yield
+    os.seteuid(0)
+
+
+@pytest.mark.parametrize("which", ["genome.fa", "peaks.bed"])
+def test_a_file_that_may_not_be_read_is_named(command, tmp_path, refused, request, which):
+    (tmp_path / which).chmod(0)
+    for folder in (tmp_path, *tmp_path.parents[:2]):
+        folder.chmod(0o777)
+    request.getfixturevalue("unprivileged")
+    assert f"{tmp_path / which}: cannot be read: Permission denied" in refused(*command)

@@ -11,7 +11,7 @@ import pytest
 
 from data_prep import region_store, shard_writer
 from data_prep.main import main
-from data_prep.output_folder import output_folder
+from data_prep.output_folder import output_folder, write_json
 
 # Runs the command, and kills it with all its processes when `function` of `module` is called for the `nth` time:
 # before the call, after it, or in the middle of what it writes.
@@ -61,6 +61,7 @@ POINTS = {
     "in the middle of the manifest": ("data_prep.shards", "write_json", 2, "middle"),
     "after the manifest": ("data_prep.shards", "write_json", 2, "after"),
     "before the folder's renaming": ("data_prep.output_folder", "_publish", 1, "before"),
+    "in the middle of clearing scratch": ("os", "unlink", 5, "after"),
     "between scratch and renaming": ("data_prep.output_folder", "shutil.rmtree", 1, "after"),
 }
 
@@ -109,6 +110,69 @@ def test_other_options_do_not_go_on_from_a_killed_run(synthetic, tmp_path):
     assert bytes_of(tmp_path / "shards") == bytes_of(synthetic.shards)
 
 
+def test_a_run_killed_while_it_clears_anothers_work_leaves_nothing_to_go_on_from(synthetic, tmp_path):
+    arguments = [*synthetic.arguments, "--workers", "1", "--out", str(tmp_path / "shards")]
+    run_killed(("data_prep.shards", "write_json", 2, "before"), arguments)
+    run_killed(("data_prep.output_folder", "Path.unlink", 8, "after"), [*arguments, "--affinity", "hits"])
+    assert len(list((tmp_path / "shards.partial").glob("*.tar"))) < 4
+    main(arguments)
+    assert bytes_of(tmp_path / "shards") == bytes_of(synthetic.shards)
+
+
+@pytest.mark.parametrize("point", ["in the middle of clearing scratch", "between scratch and renaming"])
+def test_finished_shards_are_not_made_again(synthetic, tmp_path, monkeypatch, capsys, point):
+    arguments = [*synthetic.arguments, "--workers", "1", "--out", str(tmp_path / "shards")]
+    run_killed(POINTS[point], arguments)
+    monkeypatch.setattr("data_prep.shards.read_atlas", None)
+    main(arguments)
+    assert "up to date" in capsys.readouterr().out
+    assert bytes_of(tmp_path / "shards") == bytes_of(synthetic.shards)
+
+
+@pytest.mark.parametrize("nth", [1, 2], ids=["before the old ones move", "between the two renamings"])
+def test_a_run_killed_while_it_replaces_shards_ends_with_the_new_ones(synthetic, tmp_path, nth):
+    arguments = [*synthetic.arguments, "--workers", "1", "--out", str(tmp_path / "shards")]
+    main([*arguments, "--affinity", "hits"])
+    # In the main process, after the fingerprint's own renaming.
+    run_killed(("data_prep.output_folder", "Path.rename", 1 + nth, "before"), [*arguments, "--overwrite"])
+    main([*arguments, "--overwrite"])
+    assert bytes_of(tmp_path / "shards") == bytes_of(synthetic.shards)
+
+
+def test_what_another_program_puts_in_the_folder_meanwhile_is_kept(synthetic, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "shards"
+
+    def write_beside(path, content):
+        out.mkdir(exist_ok=True)
+        (out / "thesis.txt").write_text("years of work")
+        write_json(path, content)
+
+    monkeypatch.setattr("data_prep.shards.write_json", write_beside)
+    with pytest.raises(SystemExit) as exit_:
+        main([*synthetic.arguments, "--out", str(out)])
+    assert exit_.value.code == 2
+    assert "was changed by another program" in capsys.readouterr().err
+    assert [path.read_text() for path in out.iterdir()] == ["years of work"]
+    (out / "thesis.txt").unlink()
+    monkeypatch.undo()
+    main([*synthetic.arguments, "--out", str(out)])
+    assert bytes_of(out) == bytes_of(synthetic.shards)
+
+
+def test_an_error_of_the_program_keeps_what_is_done(synthetic, tmp_path, monkeypatch):
+    def failing(*_):
+        raise MemoryError
+
+    arguments = [*synthetic.arguments, "--out", str(tmp_path / "shards")]
+    monkeypatch.setattr("data_prep.shards.describe_cell_types", failing)
+    with pytest.raises(MemoryError):
+        main(arguments)
+    monkeypatch.undo()
+    monkeypatch.setattr(shard_writer, "write_shard", None)
+    main(arguments)
+    assert bytes_of(tmp_path / "shards") == bytes_of(synthetic.shards)
+
+
 def test_ctrl_c_keeps_what_is_done_and_says_so(synthetic, tmp_path, capsys, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
@@ -136,6 +200,9 @@ def test_a_killed_worker_is_missed(synthetic, tmp_path, capsys, monkeypatch):
     assert exit_.value.code == 2
     assert "a worker process was killed" in capsys.readouterr().err
     assert not (tmp_path / "shards").exists()
+    monkeypatch.undo()
+    main([*synthetic.arguments, "--out", str(tmp_path / "shards")])
+    assert bytes_of(tmp_path / "shards") == bytes_of(synthetic.shards)
 
 
 def test_workers_end_with_their_parent(tmp_path):
@@ -201,3 +268,21 @@ def test_a_full_disk_ends_in_one_line_without_a_manifest(synthetic, small_disk, 
     subprocess.run(["mount", "-o", "remount,size=10m", small_disk], check=True)
     main(arguments)
     assert bytes_of(small_disk / "shards") == bytes_of(synthetic.shards)
+
+
+def test_a_killed_runs_workers_hold_the_folder_until_they_end(tmp_path):
+    """A new run waits for them: they might still write."""
+    script = (
+        "import os, signal, time\n"
+        "from pathlib import Path\n"
+        "from data_prep.output_folder import output_folder\n"
+        f"with output_folder(Path({str(tmp_path / 'out')!r})):\n"
+        "    if os.fork() == 0:\n"
+        "        time.sleep(1.5)\n"
+        "        os._exit(0)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    subprocess.run([sys.executable, "-c", script])
+    started = time.monotonic()
+    with output_folder(tmp_path / "out"):
+        assert time.monotonic() - started > 0.5
