@@ -12,20 +12,19 @@ import numpy as np
 from data_prep import count_matrix
 from data_prep.count_matrix import (
     NO_CELL_TYPE,
-    UNREADABLE,
+    UNREADABLE_HDF5,
     Block,
     CountMatrix,
     check_compressed,
     check_shape,
     compressed_blocks,
-    in_a_line,
     numbered,
     one_genome,
     peaks_of,
     regions_from_columns,
     regions_from_names,
 )
-from data_prep.errors import InputError
+from data_prep.errors import InputError, one_line
 from data_prep.peaks import Regions
 
 if TYPE_CHECKING:
@@ -168,7 +167,7 @@ def _blocks(path: str, layout: str, shape: tuple[int, int], indptr: np.ndarray |
             else:
                 major = "cell" if layout == "csr" else "feature"
                 yield from compressed_blocks(file["X/data"], file["X/indices"], indptr, major)
-    except UNREADABLE as error:
+    except UNREADABLE_HDF5 as error:
         raise _unreadable(path, error) from error
 
 
@@ -177,7 +176,7 @@ def _dense_blocks(x: "h5py.Dataset") -> Iterator[Block]:
     n_cells, n_features = x.shape
     tall, wide = x.chunks or (1, 1)
     size = count_matrix.BLOCK_ENTRIES
-    columns = min(n_features, wide * max(1, size // (tall * wide)))
+    columns = min(max(1, n_features), wide * max(1, size // (tall * wide)))
     rows = tall * max(1, size // (tall * columns))
     for top in range(0, n_cells, rows):
         for left in range(0, n_features, columns):
@@ -187,4 +186,4 @@ def _dense_blocks(x: "h5py.Dataset") -> Iterator[Block]:
 
 
 def _unreadable(path: str, error: BaseException) -> InputError:
-    return InputError(f"{path}: cannot be read as AnnData .h5ad: {in_a_line(error)}; copy or save it again")
+    return InputError(f"{path}: cannot be read as AnnData .h5ad: {one_line(error)}; copy or save it again")

@@ -54,7 +54,7 @@ def read_blacklist(path: str | None, genome: Genome) -> Regions | None:
     if path is None:
         return None
     blacklist, _, unknown = place(read_regions(path), genome, path)
-    if not len(blacklist):
+    if unknown and not len(blacklist):
         raise InputError(f"{path}: no region lies on a chromosome of {genome.path}; give the blacklist of its assembly")
     if unknown:
         print(f"{path}: {sum(unknown.values()):,} regions on chromosomes that the FASTA lacks are of no effect")

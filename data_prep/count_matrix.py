@@ -8,7 +8,7 @@ of 10x, Signac and Descartes.
 import gzip
 import re
 import zlib
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 from tqdm import tqdm
 
-from data_prep.errors import InputError
+from data_prep.errors import InputError, one_line
 from data_prep.peaks import Regions
 
 BLOCK_ENTRIES = 1_000_000  # some 150 MB while a block is read and checked
@@ -27,18 +27,9 @@ KNOWN_FORMATS = (
     "MatrixMarket .mtx and .mtx.gz, AnnData .h5ad, R .rds of a dgCMatrix, 10x .h5, and 10x folders "
     "(matrix.mtx, barcodes.tsv, and features.tsv or peaks.bed)"
 )
-# What h5py, gzip and pandas raise on a file that is damaged or of another kind.
-UNREADABLE = (
-    OSError,
-    EOFError,
-    ValueError,
-    KeyError,
-    RuntimeError,
-    TypeError,
-    OverflowError,
-    AttributeError,
-    zlib.error,
-)
+# What gzip and pandas, and beside them h5py, raise on a file that is damaged or of another kind.
+UNREADABLE_TEXT = (OSError, EOFError, ValueError, OverflowError, zlib.error)
+UNREADABLE_HDF5 = (*UNREADABLE_TEXT, KeyError, RuntimeError, TypeError, AttributeError)
 _REGION_NAME = re.compile(r"(.+)[:_-]([0-9]{1,18})[_-]([0-9]{1,18})")
 
 
@@ -72,21 +63,29 @@ class CountMatrix:
 
     @property
     def features_left_out(self) -> int:
+        """Rows that are no peaks."""
         return len(self.region_of_feature) - len(self.regions)
 
     def nonzero(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Region and cell of each entry above zero, int64, a block at a time; each pair comes once.
+        """Region and cell of each entry above zero, int64, a block at a time; within a block each pair comes once.
 
-        Raises `InputError` for an entry outside the matrix, one that stands twice within a block, and a count of a
-        region that is negative or not a number.
+        So it does in all blocks together where the file's entries are in order; one in no order may repeat an entry of
+        an earlier block. Raises `InputError` for an entry outside the matrix, one that stands twice, as far as that is
+        seen, and a count of a region that is negative or not a number.
         """
         with tqdm(
             total=self.entries, desc=Path(self.path).name, unit=" entries", unit_scale=True, disable=None, leave=False
         ) as bar:
+            last = None
             for block in self.blocks():
                 bar.update(len(block.count))
                 feature, cell = block.feature.astype(np.int64, copy=False), block.cell.astype(np.int64, copy=False)
                 self._check_places(feature, cell)
+                # A file in order repeats an entry with the next one, which may be the next block's first.
+                first, end = ((int(feature[at]), int(cell[at])) for at in (0, -1))
+                if first == last:
+                    raise self._repeated(*first)
+                last = end
                 region = self.region_of_feature[feature]
                 above = (region >= 0) & (block.count != 0)
                 region, cell, count = region[above], cell[above], block.count[above]
@@ -109,10 +108,13 @@ class CountMatrix:
         repeated = np.flatnonzero(np.diff(place) == 0)
         if len(repeated):
             at_cell, at_feature = divmod(int(place[repeated[0]]), n_features)
-            raise InputError(
-                f"{self.path}: the entry at row {at_feature + 1}, column {at_cell + 1} (counted from 1) stands there "
-                "more than once; sum the repeated entries and write the file again"
-            )
+            raise self._repeated(at_feature, at_cell)
+
+    def _repeated(self, feature: int, cell: int) -> InputError:
+        return InputError(
+            f"{self.path}: the entry at row {feature + 1}, column {cell + 1} (counted from 1) stands there more than "
+            "once; sum the repeated entries and write the file again"
+        )
 
     def _check_counts(self, region: np.ndarray, cell: np.ndarray, count: np.ndarray) -> None:
         bad = ~(count > 0)  # zeros are gone: negative, or not a number
@@ -147,12 +149,12 @@ def open_matrix(
     regions: str | None = None,
     barcodes: str | None = None,
     cell_type_key: str | None = None,
-    known: Container[str] = (),
+    known: Collection[str] = (),
 ) -> CountMatrix:
     """Open a matrix by its path's ending. Raises `InputError` where it cannot be read or contradicts itself.
 
     regions, barcodes: paths of what a MatrixMarket file needs beside it; cell_type_key: column of an .h5ad's obs, None
-    if its cell types are not wanted; known: barcodes that a first line of `barcodes` is no header if it is one of.
+    if its cell types are not wanted; known: barcodes, by which a header of `barcodes` is told from a first cell.
     """
     name = str(path).lower()
     files_of(path)  # says what is wrong with a path that cannot be opened
@@ -176,7 +178,7 @@ def open_matrix(
         from data_prep.tenx import open_h5
 
         matrix = open_h5(path)
-    _check_unique(matrix)
+    _check_unique(matrix, barcodes or path)
     return matrix
 
 
@@ -281,6 +283,7 @@ def check_shape(path: str, shape: tuple[int, int], n_features: int, n_cells: int
 
 
 def name_of(regions: Regions, row: int) -> str:
+    """A region as messages name it: `chr:start-end`, 0-based half-open."""
     return f"{regions.names[regions.chromosome[row]]}:{regions.start[row]}-{regions.end[row]}"
 
 
@@ -292,23 +295,17 @@ def read_lines(path: Path | str) -> list[str]:
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 text: {error}; decompress it or save it as UTF-8") from error
     except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{path}: cannot be read: {in_a_line(error)}; copy the file again") from error
+        raise InputError(f"{path}: cannot be read: {one_line(error)}; copy the file again") from error
 
 
-def in_a_line(error: BaseException) -> str:
-    """What a library says of a file, without its further lines."""
-    said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    said = str(error.args[0]) if isinstance(error, KeyError) and error.args else said  # its str() is a repr()
-    return (said.strip() or type(error).__name__).splitlines()[0].rstrip(".")
-
-
-def _check_unique(matrix: CountMatrix) -> None:
+def _check_unique(matrix: CountMatrix, barcodes: str) -> None:
+    """Raise `InputError` for a barcode or a region that stands there twice. barcodes: the file that holds them."""
     if len(set(matrix.barcodes)) < len(matrix.barcodes):
         first: dict[str, int] = {}
         again, barcode = next(x for x in enumerate(matrix.barcodes) if first.setdefault(x[1], x[0]) != x[0])
         raise InputError(
-            f"{matrix.path}: barcode {barcode!r} stands there more than once (columns {first[barcode] + 1} and "
-            f"{again + 1}); barcodes must be unique"
+            f"{barcodes}: barcode {barcode!r} stands there more than once (columns {first[barcode] + 1} and "
+            f"{again + 1} of the matrix); barcodes must be unique"
         )
     regions = matrix.regions
     keys = (regions.end, regions.start, regions.chromosome)

@@ -5,41 +5,40 @@
 
 Prints samples, region lengths, GC content and the most specific motifs of each cell type; writes overview.png,
 motifs.png, sample.png and the numbers, inspect.json. With --verify it checks the shards instead (`verify_shards`).
-
-The specificity of a motif for a cell type is a standardised mean difference (Cohen's d): its mean affinity over the
-cell type's regions, minus that over the regions of all other cell types, in units of their pooled standard deviation.
-A region counts once for each cell type that it is accessible in, so what cell types share pulls the difference to zero.
+What the numbers mean is said in `shard_statistics`. Shards behind a URL are staged to a cache first, as for training.
 """
 
 import argparse
-import os
-from collections.abc import Iterable
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import NormalDist
 
 import numpy as np
 from tqdm import tqdm
 
-from data_prep.bases import LETTERS, OTHER
 from data_prep.errors import InputError
 from data_prep.output_folder import check_writable, write_json
 from data_prep.remote_file import is_remote, url
-from data_prep.shard_format import REGIONS_PER_SAMPLE, SPLITS, Sample
+from data_prep.shard_cache import DEFAULT_FOLDER, ShardCache, cache_for
+from data_prep.shard_format import REGIONS_PER_SAMPLE, SPLITS
+from data_prep.shard_reader import read_manifest
 from data_prep.shard_set import ShardSet
+from data_prep.shard_statistics import Statistics, by_chance, read_statistics, specificity
 from data_prep.text_table import aligned
+from data_prep.workers import available
 
 NUMBERS = "inspect.json"
 FIGURES = ("overview.png", "motifs.png", "sample.png")
 QUANTILES = (0, 5, 25, 50, 75, 95, 100)  # per cent
 TOP_MOTIFS = 5
 MOST_LINES = 40  # of chromosomes printed
-CHANCE = 0.05  # that any motif's difference is as large as `by_chance`
 _SEED = 0  # of the samples drawn with --max-samples
 
 
 @dataclass(frozen=True)
 class InspectConfig:
+    """Options of `inspect`."""
+
     out: str | None = field(
         default=None, metadata={"help": "Folder for figures and numbers; default: SHARDS.inspect, beside the shards."}
     )
@@ -56,44 +55,23 @@ class InspectConfig:
     genome: str | None = field(
         default=None, metadata={"help": "FASTA to compare every base with; for --verify, plain or bgzip."}
     )
-    workers: int = field(default=os.cpu_count() or 1, metadata={"help": "Processes that verify."})
+    workers: int = field(default=available(), metadata={"help": "Processes that verify."})
+    shard_cache: str = field(default=DEFAULT_FOLDER, metadata={"help": "Where shards of a URL are staged."})
+    shard_cache_gb: float | None = field(
+        default=None, metadata={"help": "GB (1e9 bytes) that --shard_cache may hold; default: no limit."}
+    )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What a configuration's fields cannot be: the shards' folder without a flag, and a flag that takes no value."""
-    parser.add_argument("shards", nargs="?", metavar="SHARDS", default="data/shards", help="Folder of the shards.")
+    parser.add_argument(
+        "shards", nargs="?", metavar="SHARDS", default="data/shards", help="Folder of the shards, or a URL."
+    )
     parser.add_argument(
         "--verify",
         action="store_true",
         help="Instead of drawing, check every shard's sha256 and every sample, its bases against --genome.",
     )
-
-
-@dataclass(frozen=True)
-class Statistics:
-    """Of the samples read. c cell types, m motifs, r regions.
-
-    cell_type, length, gc, other: int64 [r], each region's cell type, bp, bases G or C, and letters outside ACGT;
-    total, squares: float64 [c, m], sums of the affinities and of their squares.
-    """
-
-    cell_type: np.ndarray
-    length: np.ndarray
-    gc: np.ndarray
-    other: np.ndarray
-    total: np.ndarray
-    squares: np.ndarray
-
-    @property
-    def regions(self) -> np.ndarray:
-        """Regions of each cell type, int64 [c]."""
-        return np.bincount(self.cell_type, minlength=len(self.total))
-
-    @property
-    def gc_share(self) -> np.ndarray:
-        """Each region's share of G and C among its letters ACGT, float64 [r]; NaN for one of N alone."""
-        known = self.length - self.other
-        return np.where(known > 0, self.gc / np.maximum(known, 1), np.nan)
 
 
 def run(config: InspectConfig, shards: str, verify: bool) -> None:
@@ -107,8 +85,14 @@ def run(config: InspectConfig, shards: str, verify: bool) -> None:
         return
     if config.genome:
         raise InputError("--genome: it is --verify that compares the shards with a FASTA; give both")
+    if config.shard_cache_gb is not None and not 0 < config.shard_cache_gb < math.inf:
+        raise InputError(f"--shard_cache_gb {config.shard_cache_gb}: give more than 0, or leave it out for no limit")
     out = output_place(config.out, shards)
-    shard_set = ShardSet(shards)
+    manifest = read_manifest(shards)
+    cache = cache_for(shards, manifest, config.shard_cache, config.shard_cache_gb)
+    if cache:
+        print(announcement(cache), flush=True)
+    shard_set = ShardSet(shards, manifest, cache)
     if config.sample is not None and not 0 <= config.sample < len(shard_set):
         raise InputError(f"--sample {config.sample}: {shards} holds samples 0 to {len(shard_set) - 1}")
     numbers = drawn(len(shard_set), config.max_samples)
@@ -146,65 +130,18 @@ def output_place(out: str | None, shards: str) -> Path:
     return folder
 
 
+def announcement(cache: ShardCache) -> str:
+    """What is downloaded where, to be said before it is."""
+    kept = "them" if cache.holds_all else f"{cache.limit / 1e9:.3g} GB of them at most"
+    return (
+        f"{url(cache.location)}: up to {cache.n_bytes / 1e9:.3g} GB of shards are downloaded to {cache.folder}, which "
+        f"keeps {kept} (--shard_cache, --shard_cache_gb)"
+    )
+
+
 def drawn(n: int, most: int) -> np.ndarray:
     """Numbers of the samples to read, sorted: all n, or `most` of them drawn without replacement by a fixed seed."""
     return np.arange(n) if n <= most else np.sort(np.random.default_rng(_SEED).choice(n, most, replace=False))
-
-
-def read_statistics(samples: Iterable[tuple[int, Sample]], n_cell_types: int, n_motifs: int) -> Statistics:
-    """Statistics of samples given with their cell type's number; one sample in memory at a time."""
-    total, squares = np.zeros((n_cell_types, n_motifs)), np.zeros((n_cell_types, n_motifs))
-    cell_types, lengths, gc, other = [], [], [], []
-    for cell_type, sample in samples:
-        binding = sample.binding.astype(np.float64)
-        total[cell_type] += binding.sum(axis=0)
-        squares[cell_type] += (binding**2).sum(axis=0)
-        cell_types.append(cell_type)
-        lengths.append(sample.lengths)
-        of_gc, of_other = composition(sample.bases, sample.lengths)
-        gc.append(of_gc)
-        other.append(of_other)
-    of_region = np.repeat(np.array(cell_types, dtype=np.int64), REGIONS_PER_SAMPLE)
-    per_region = (np.concatenate(values).astype(np.int64) for values in (lengths, gc, other))
-    return Statistics(of_region, *per_region, total, squares)
-
-
-def composition(bases: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Bases G or C, and letters outside ACGT, of each region: int64 [len(lengths)] both.
-
-    bases: uint8 [sum(lengths)], the regions' base codes one after another.
-    """
-    ends = np.cumsum(lengths)
-    is_gc = (bases == LETTERS.index("G")) | (bases == LETTERS.index("C"))
-    sums = [np.concatenate([[0], np.cumsum(letter)])[np.append(0, ends)] for letter in (is_gc, bases == OTHER)]
-    return np.diff(sums[0]), np.diff(sums[1])
-
-
-def specificity(regions: np.ndarray, total: np.ndarray, squares: np.ndarray) -> np.ndarray:
-    """Cohen's d of every motif's affinity, each cell type's regions against those of all others, float64 [c, m].
-
-    regions: int64 [c]; total, squares: float64 [c, m], sums of affinities and of their squares. d is the difference of
-    the two means over sqrt((SS + SS') / (n + n' - 2)), SS the sums of squared deviations from each mean. It is 0 where
-    nothing varies, and NaN for a cell type with no regions, or where no other has any.
-    """
-    n = regions[:, None].astype(np.float64)
-    rest = n.sum(axis=0) - n
-    others, other_squares = total.sum(axis=0) - total, squares.sum(axis=0) - squares
-    with np.errstate(invalid="ignore", divide="ignore"):
-        deviation = squares - total**2 / n + other_squares - others**2 / rest
-        pooled = np.sqrt(np.maximum(deviation, 0.0) / (n + rest - 2))
-        difference = total / n - others / rest
-        return np.where(pooled > 1e-6, difference / pooled, np.where(np.isnan(difference), np.nan, 0.0))
-
-
-def by_chance(regions: np.ndarray, n_motifs: int) -> np.ndarray:
-    """The size that the largest of `n_motifs` differences has with a chance of 5% where there are none, float64 [c].
-
-    Bonferroni's bound, for independent regions: the normal quantile at 0.05 / 2m, times sqrt(1 / n + 1 / n').
-    """
-    rest = regions.sum() - regions
-    with np.errstate(divide="ignore"):
-        return -NormalDist().inv_cdf(CHANCE / (2 * n_motifs)) * np.sqrt(1.0 / regions + 1.0 / rest)
 
 
 def summarise(shard_set: ShardSet, statistics: Statistics, difference: np.ndarray, shown: int) -> dict:
@@ -277,6 +214,7 @@ def lengths_and_composition(statistics: Statistics, mine: np.ndarray) -> dict:
 
 
 def rounded(value: float) -> float | None:
+    """To four places, as JSON holds it: None for what is not finite."""
     return round(float(value), 4) if np.isfinite(value) else None
 
 
@@ -375,4 +313,5 @@ def motif_lines(summary: dict) -> list[str]:
 
 
 def share(value: float | None) -> str:
+    """A share of 1 in per cent, one too small for that as a number, `-` for None."""
     return "-" if value is None else f"{value:.1%}" if value == 0 or value >= 0.0005 else f"{value:.1g}"

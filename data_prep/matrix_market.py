@@ -2,8 +2,9 @@
 
 import csv
 import gzip
+import re
 import zlib
-from collections.abc import Container, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -12,13 +13,12 @@ from typing import BinaryIO
 import numpy as np
 
 from data_prep import count_matrix
-from data_prep.count_matrix import Block, CountMatrix, check_shape, in_a_line, read_lines
-from data_prep.errors import InputError
+from data_prep.count_matrix import UNREADABLE_TEXT, Block, CountMatrix, check_shape, read_lines
+from data_prep.errors import InputError, one_line, shown
 from data_prep.peaks import read_regions
 
+_BARCODE_LIKE = re.compile(r"[0-9]|[ACGTN]{8}")
 _COLUMNS = {"pattern": 2, "integer": 3, "real": 3}
-# What gzip and pandas raise on a damaged file.
-_UNREADABLE = (OSError, EOFError, ValueError, OverflowError, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -32,29 +32,32 @@ class Header:
     lines: int
 
 
-def open_market(path: str, regions: str, barcodes: str, known: Container[str]) -> CountMatrix:
-    """A MatrixMarket file with the BED of its rows and the barcodes of its columns beside it."""
+def open_market(path: str, regions: str, barcodes: str, known: Collection[str] = ()) -> CountMatrix:
+    """A MatrixMarket file with the BED of its rows and the barcodes of its columns beside it.
+
+    Over the barcodes may stand a header: a line too many for the matrix, not one of the `known` barcodes, and without
+    the digits or bases of a barcode. Where none are known, every line is a barcode.
+    """
     header = read_header(path)
     rows = read_regions(regions)
-    columns = read_barcodes(barcodes, header.n_columns, known)
+    columns = read_barcodes(barcodes)
+    if (
+        known
+        and len(columns) == header.n_columns + 1
+        and columns[0] not in known
+        and not _BARCODE_LIKE.search(columns[0])
+    ):
+        print(f"{barcodes}: first line ({columns[0]!r}) taken as a header: one line more than the matrix has columns")
+        columns = columns[1:]
     check_shape(
         path, (header.n_rows, header.n_columns), len(rows), len(columns), f"{regions} and {barcodes} together have"
     )
     return CountMatrix(path, rows, np.arange(len(rows)), columns, header.entries, lambda: market_blocks(path, header))
 
 
-def read_barcodes(path: Path | str, columns: int, known: Container[str]) -> list[str]:
-    """The first column of each line. A header is recognised by its making one line too many for the matrix, and by its
-    not being one of the `known` barcodes."""
-    lines = [line.split("\t")[0].strip() for line in read_lines(path) if line.strip()]
-    if len(lines) == columns + 1 and lines[0] not in known:
-        print(f"{path}: first line ({lines[0]!r}) taken as a header: one line more than the matrix has columns")
-        lines = lines[1:]
-    if len(set(lines)) < len(lines):
-        seen = set()
-        repeated = next(name for name in lines if name in seen or seen.add(name))
-        raise InputError(f"{path}: barcode {repeated!r} stands there more than once; barcodes must be unique")
-    return lines
+def read_barcodes(path: Path | str) -> list[str]:
+    """The first column of each line."""
+    return [line.split("\t")[0].strip() for line in read_lines(path) if line.strip()]
 
 
 def read_header(path: Path | str) -> Header:
@@ -66,7 +69,7 @@ def read_header(path: Path | str) -> Header:
             while line.startswith(b"%") or (line and not line.strip()):
                 line = file.readline(100_000)
                 lines += 1
-    except _UNREADABLE as error:
+    except UNREADABLE_TEXT as error:
         raise _unreadable(path, error) from error
     if banner[:2] != ["%%matrixmarket", "matrix"] or len(banner) != 5:
         raise InputError(
@@ -81,7 +84,7 @@ def read_header(path: Path | str) -> Header:
     sizes = line.split()
     if len(sizes) != 3 or not all(size.isdigit() for size in sizes):
         raise InputError(
-            f"{path}:{lines}: {_text(line)} is no MatrixMarket size line (rows columns entries); copy the file again"
+            f"{path}:{lines}: {_shown(line)} is no MatrixMarket size line (rows columns entries); copy the file again"
         )
     return Header(field, *map(int, sizes), lines)
 
@@ -90,7 +93,7 @@ def market_blocks(path: Path | str, header: Header) -> Iterator[Block]:
     """The entries, in the file's order, counted from 0. Raises `InputError`, with the line where one is at fault."""
     import pandas as pd
 
-    width, done, last = _COLUMNS[header.field], 0, None
+    width, done = _COLUMNS[header.field], 0
     try:
         with _opened(path) as file:
             for _ in range(header.lines):
@@ -110,19 +113,12 @@ def market_blocks(path: Path | str, header: Header) -> Iterator[Block]:
                 if chunk.shape[1] != width:
                     raise InputError(f"{path}: lines do not end alike; write the file again, with line feeds alone")
                 block = Block(chunk[0].to_numpy() - 1, chunk[1].to_numpy() - 1, count)
-                # A file in order repeats an entry on the next line, which may be the next block's first.
-                first, end = ((int(block.feature[at]), int(block.cell[at])) for at in (0, -1))
-                if first == last:
-                    raise InputError(
-                        f"{path}: the entry at row {first[0] + 1}, column {first[1] + 1} (counted from 1) stands there "
-                        "more than once; sum the repeated entries and write the file again"
-                    )
-                last, done = end, done + len(chunk)
+                done += len(chunk)
                 if done <= header.entries:
                     yield block
     except pd.errors.EmptyDataError:
         pass  # no entry at all: as many as there are, or too few, as below
-    except _UNREADABLE as error:
+    except UNREADABLE_TEXT as error:
         _raise_bad_line(path, header, done)
         raise _unreadable(path, error) from error
     if done != header.entries:
@@ -161,7 +157,7 @@ def _raise_bad_line(path: Path | str, header: Header, first: int, last: int | No
             for number, line in islice(lines, first, last):
                 if not _is_entry(line.split(), width):
                     raise InputError(
-                        f"{path}:{number}: {_text(line)} is no entry of a MatrixMarket file of {header.field} counts, "
+                        f"{path}:{number}: {_shown(line)} is no entry of a MatrixMarket file of {header.field} counts, "
                         f"'row column{' count' if width == 3 else ''}'; correct it, or copy the file again"
                     )
     except (OSError, EOFError, zlib.error):
@@ -176,10 +172,9 @@ def _is_entry(fields: list[bytes], width: int) -> bool:
         return False
 
 
-def _text(line: bytes) -> str:
-    text = line.decode("utf-8", "replace").strip()
-    return repr(text if len(text) <= 60 else text[:57] + "...")
+def _shown(line: bytes) -> str:
+    return shown(line.decode("utf-8", "replace").strip())
 
 
 def _unreadable(path: Path | str, error: BaseException) -> InputError:
-    return InputError(f"{path}: cannot be read as MatrixMarket: {in_a_line(error)}; copy the file again")
+    return InputError(f"{path}: cannot be read as MatrixMarket: {one_line(error)}; copy the file again")

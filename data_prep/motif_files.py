@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.errors import InputError
+from data_prep.errors import InputError, shown
 
 LETTERS = "ACGT"
 P0 = ("P0", "PO")  # the line above a TRANSFAC matrix, in new and in old files
@@ -117,7 +117,7 @@ def _jaspar_row(line: str, due: str, here: str) -> tuple[str, list[float]]:
     """A row's letter, the one that is `due` where it names none, and its numbers."""
     match = re.fullmatch(r"(?:([A-Za-z])\b)?\s*(\[?)([^\[\]]*)(\]?)", line)
     if not match or bool(match[2]) != bool(match[4]):
-        raise InputError(f"{here}: {_shown(line)} is not a row such as 'A [ 1 2 3 ]' or '1 2 3'")
+        raise InputError(f"{here}: {shown(line)} is not a row such as 'A [ 1 2 3 ]' or '1 2 3'")
     letter = (match[1] or due).upper()
     if letter not in LETTERS:
         raise InputError(f"{here}: a row of {letter}; the rows of a DNA motif are A, C, G and T")
@@ -129,7 +129,7 @@ def _meme(lines: Lines, path: Path) -> Iterator[MatrixOfFile]:
     for number, line in lines:
         alphabet = re.match(r"ALPHABET\b[\s=]*(.*)", line)
         if alphabet and alphabet[1].upper() != LETTERS and not alphabet[1].startswith('"DNA"'):
-            raise InputError(f"{path}:{number}: {_shown(line)}: not DNA; give motifs of ALPHABET= ACGT")
+            raise InputError(f"{path}:{number}: {shown(line)}: not DNA; give motifs of ALPHABET= ACGT")
     for (number, title), *body in _blocks(lines, lambda line: re.match(r"MOTIF\b", line) is not None):
         words = re.sub(r"\bwidth\s*=.*", "", title).split()[1:]
         if not words:
@@ -227,9 +227,5 @@ def _numbers(words: list[str], where: str) -> list[float]:
         except ValueError:
             values.append(math.nan)
         if not 0 <= values[-1] <= LARGEST:
-            raise InputError(f"{where}: {_shown(word)} is not a count or a frequency, a number from 0")
+            raise InputError(f"{where}: {shown(word)} is not a count or a frequency, a number from 0")
     return values
-
-
-def _shown(text: str) -> str:
-    return repr(text if len(text) <= 60 else text[:57] + "...")

@@ -23,6 +23,8 @@ from data_prep.text_table import aligned
 
 @dataclass(frozen=True)
 class PseudobulkConfig:
+    """Options of `pseudobulk`."""
+
     matrix: list[str] = field(
         metadata={
             "help": "Peak counts, one or more files in any of these formats: MatrixMarket (.mtx, .mtx.gz: regions x "
@@ -116,10 +118,13 @@ def sources_of(config: PseudobulkConfig) -> list[tuple[str, str | None, str | No
 
     Raises `InputError` where the lists of the options do not match the matrices.
     """
+    given_as: dict[Path, str] = {}
     for path in config.matrix:
-        if config.matrix.count(path) > 1:
-            raise InputError(f"--matrix: {path} is given more than once")
-        files_of(path)
+        file = files_of(path)[0].resolve()
+        if file in given_as:
+            also = "" if given_as[file] == path else f", as {given_as[file]} too"
+            raise InputError(f"--matrix: {path} is given more than once{also}; its cells would be counted twice")
+        given_as[file] = path
     markets = [path for path in config.matrix if is_market(path)]
     beside = []
     for option, given in (("--regions", config.regions), ("--barcodes", config.barcodes)):

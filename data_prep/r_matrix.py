@@ -18,10 +18,9 @@ from data_prep.count_matrix import (
     check_compressed,
     check_shape,
     compressed_blocks,
-    in_a_line,
     regions_from_names,
 )
-from data_prep.errors import InputError
+from data_prep.errors import InputError, one_line
 
 if TYPE_CHECKING:
     from rdata.parser import RObject
@@ -74,9 +73,7 @@ def open_rds(path: str) -> CountMatrix:
         check_shape(path, shape, len(names[0]), len(names[1]), "its dimnames have")
         data, indices, indptr = _compressed(path, kind[1:], slots, shape)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        raise InputError(
-            f"{path}: its {kind} cannot be read: {in_a_line(error)}; save it again with saveRDS"
-        ) from error
+        raise InputError(f"{path}: its {kind} cannot be read: {one_line(error)}; save it again with saveRDS") from error
 
     def blocks() -> Iterator[Block]:
         return compressed_blocks(data, indices, indptr, major="cell")
@@ -101,7 +98,7 @@ def _parse(path: str) -> tuple[str, dict[str, "RObject"]]:
         ) from error
     except Exception as error:  # rdata has no error of its own: a damaged file fails wherever its parser stumbles
         raise InputError(
-            f"{path}: cannot be read as R's .rds: {in_a_line(error)}; copy it again, or {_AS_DGC}"
+            f"{path}: cannot be read as R's .rds: {one_line(error)}; copy it again, or {_AS_DGC}"
         ) from error
 
 

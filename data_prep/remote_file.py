@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
-from data_prep.errors import InputError
+from data_prep.errors import InputError, one_line
 
 BLOCK = 8 << 20  # bytes
 PAUSE = 1.0  # seconds before the second attempt, then twice as long each time
@@ -56,11 +56,11 @@ def open_remote(location: str, name: str) -> Iterator[BinaryIO]:
     try:
         files, folder = fsspec.url_to_fs(location, **session)
     except ImportError as error:
-        package = f"pip install {PACKAGES[protocol]}" if protocol in PACKAGES else one_line(error, location)
+        package = f"pip install {PACKAGES[protocol]}" if protocol in PACKAGES else without_key(error, location)
         raise InputError(f"{url(location)}: reading {protocol}:// needs another package: {package}") from error
     except ValueError as error:
         raise InputError(
-            f"{url(location)}: {one_line(error, location)}; give a folder, or a URL such as https://, s3://, gs://, "
+            f"{url(location)}: {without_key(error, location)}; give a folder, or a URL such as https://, s3://, gs://, "
             "file://"
         ) from error
     folder, question_mark, query = folder.partition("?")
@@ -69,6 +69,7 @@ def open_remote(location: str, name: str) -> Iterator[BinaryIO]:
 
 
 def blocks(file: BinaryIO) -> Iterator[bytes]:
+    """What is left of a file, at most BLOCK bytes at a time."""
     while block := file.read(BLOCK):
         yield block
 
@@ -101,15 +102,14 @@ def retried(read: Callable[[], T], location: str, name: str, attempts: int) -> T
             if attempt == attempts or refused or isinstance(error, PermissionError):
                 tried = "" if attempt == 1 else f" in {attempt} attempts"
                 raise InputError(
-                    f"{url(location, name)}: could not be read{tried}: {one_line(error, location)}"
+                    f"{url(location, name)}: could not be read{tried}: {without_key(error, location)}"
                 ) from error
         time.sleep(PAUSE * 2 ** (attempt - 1))
         attempt += 1
 
 
-def one_line(error: Exception, location: str) -> str:
-    """An error's type and text, without the key that `location` may hold."""
-    text = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(": ")
+def without_key(error: Exception, location: str) -> str:
+    """An error in one line, without the key that `location` may hold."""
     query = location.partition("?")[2]
-    text = text.replace(location, url(location))
+    text = one_line(error).replace(location, url(location))
     return text.replace(query, "...") if query else text

@@ -19,12 +19,12 @@ from filelock import FileLock, Timeout
 
 from data_prep.errors import InputError
 from data_prep.genome import sha256_of_file
-from data_prep.remote_file import blocks, open_remote, retried, url
+from data_prep.remote_file import blocks, is_remote, open_remote, retried, url
 from data_prep.shard_format import INDEX_DTYPE
 
 DEFAULT_FOLDER = "~/.cache/genebert/shards"
 ATTEMPTS = 6
-NPY_HEADER = 1024  # bytes at most; an index has 256
+LARGEST_NPY_HEADER = 1024  # bytes; an index has 256
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _STAGED = re.compile(r"[0-9a-f]{64}\.(?:tar|npy)")
@@ -41,6 +41,14 @@ class StagedFile:
     path: Path
     n_bytes: int | None
     at_most: int
+
+
+def cache_for(location: str, manifest: dict, folder: Path | str, gigabytes: float | None) -> "ShardCache | None":
+    """The cache in `folder` of at most so many GB (1e9 bytes, None for no limit); None for shards that lie in a folder
+    themselves. Raises `InputError` as `ShardCache` does."""
+    if not is_remote(location):
+        return None
+    return ShardCache(location, manifest, folder, None if gigabytes is None else int(gigabytes * 1e9))
 
 
 class ShardCache:
@@ -104,7 +112,7 @@ class ShardCache:
             StagedFile(
                 *(entry["index"], entry["index_sha256"], index),
                 n_bytes=None,
-                at_most=NPY_HEADER + INDEX_DTYPE.itemsize * entry["samples"],
+                at_most=LARGEST_NPY_HEADER + INDEX_DTYPE.itemsize * entry["samples"],
             ),
         )
 

@@ -10,8 +10,8 @@ import numpy as np
 from matplotlib.ticker import LogLocator
 from scipy.cluster.hierarchy import leaves_list, linkage
 
-from data_prep.inspect_shards import Statistics
 from data_prep.shard_format import SPLITS, Sample
+from data_prep.shard_statistics import Statistics
 
 TRAIN = {"color": "#4477aa", "label": "training"}
 VAL = {"color": "#ee6677", "label": "validation", "hatch": "///", "edgecolor": "white", "linewidth": 0}
@@ -222,6 +222,7 @@ def label_size(inches: float) -> float:
 
 
 def shortened(name: str, longest: int = 32) -> str:
+    """A name of at most `longest` letters, the last of them an ellipsis where it was longer."""
     return name if len(name) <= longest else f"{name[: longest - 1]}…"
 
 
@@ -235,6 +236,7 @@ def title_of(summary: dict) -> tuple[str, str]:
 
 
 def save(figure, path: Path) -> None:
+    """Write a figure as PNG, and let it go."""
     try:
         figure.savefig(path, dpi=DPI)
     finally:

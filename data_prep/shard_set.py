@@ -3,6 +3,8 @@
 What does not fit the manifest or the format is an `InputError` that names the shard and the sample's place in it.
 """
 
+import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ import numpy as np
 from data_prep.errors import InputError
 from data_prep.output_folder import MANIFEST
 from data_prep.remote_file import is_remote, url
+from data_prep.shard_cache import ShardCache
 from data_prep.shard_format import REGIONS_PER_SAMPLE, SPLITS, Sample
 from data_prep.shard_reader import ShardReader, read_manifest
 
@@ -21,16 +24,17 @@ _NEEDED += ("binding_mean", "binding_std", "shards")
 class ShardSet:
     """Samples 0 ... len - 1 of both splits, the first `n_train` for training; `index` has a row of INDEX_DTYPE each.
 
-    location: a folder or a URL. Raises `InputError` where there are no shards, or an index does not fit the manifest.
+    location: a folder, or a URL, whose files are staged to `cache` (default: one without a limit). Raises `InputError`
+    where there are no shards, the manifest lacks what it must have, or an index does not fit it.
     """
 
-    def __init__(self, location: Path | str):
+    def __init__(self, location: Path | str, manifest: dict | None = None, cache: ShardCache | None = None):
         self.location = str(location)
-        self.manifest = read_manifest(location)
+        self.manifest = manifest or read_manifest(location)
         missing = [key for key in _NEEDED if key not in self.manifest]
         if missing:
             raise InputError(f"{self.path(MANIFEST)}: has no {missing[0]!r}; {REPAIR}")
-        self.readers = {split: ShardReader(location, split, self.manifest) for split in SPLITS}
+        self.readers = {split: ShardReader(location, split, self.manifest, cache) for split in SPLITS}
         self.entries = [entry for reader in self.readers.values() for entry in reader.shards]
         self.first_of_shard = np.cumsum([0, *(entry["samples"] for entry in self.entries)])
         self.n_train = len(self.readers["train"])
@@ -39,12 +43,14 @@ class ShardSet:
         self.index = np.concatenate([reader.index for reader in self.readers.values()])
         self._check_index()
         self._check_totals()
+        self._check_statistics()
 
     def __len__(self) -> int:
         return int(self.first_of_shard[-1])
 
     @property
     def cell_types(self) -> list[str]:
+        """Their names, in the manifest's order."""
         return [cell_type["name"] for cell_type in self.manifest["cell_types"]]
 
     def path(self, name: str) -> str:
@@ -52,6 +58,7 @@ class ShardSet:
         return url(self.location, name) if is_remote(self.location) else str(Path(self.location) / name)
 
     def split(self, number: int) -> str:
+        """`train` or `val`, where sample `number` belongs."""
         return SPLITS[int(number >= self.n_train)]
 
     def where(self, number: int) -> str:
@@ -85,6 +92,20 @@ class ShardSet:
                     raise InputError(
                         f"{self.path(MANIFEST)}: counts {expected} {split} samples of {name}, the shards' indexes "
                         f"{found}; {REPAIR}"
+                    )
+
+    def _check_statistics(self) -> None:
+        motifs = self.manifest["motifs"]
+        for key in ("binding_mean", "binding_std"):
+            values = self.manifest[key]
+            if not isinstance(values, list) or len(values) != len(motifs):
+                raise InputError(
+                    f"{self.path(MANIFEST)}: {key} is no list of {len(motifs)} values, one a motif; {REPAIR}"
+                )
+            for motif, value in zip(motifs, values, strict=True):
+                if type(value) not in (int, float) or not abs(value) <= sys.float_info.max:
+                    raise InputError(
+                        f"{self.path(MANIFEST)}: {key} of {motif} is {json.dumps(value)}, no finite number; {REPAIR}"
                     )
 
 

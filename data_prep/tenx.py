@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from data_prep.count_matrix import (
-    UNREADABLE,
+    UNREADABLE_HDF5,
     Block,
     CountMatrix,
     check_compressed,
     check_shape,
     compressed_blocks,
-    in_a_line,
     numbered,
     one_genome,
     peaks_of,
@@ -23,7 +22,7 @@ from data_prep.count_matrix import (
     regions_from_columns,
     regions_from_names,
 )
-from data_prep.errors import InputError
+from data_prep.errors import InputError, one_line
 from data_prep.matrix_market import market_blocks, read_barcodes, read_header
 from data_prep.peaks import Regions, read_regions
 
@@ -54,7 +53,8 @@ def folder_files(path: Path | str) -> list[Path]:
 
 
 def open_folder(path: Path | str) -> CountMatrix:
-    """A folder of `matrix.mtx`, `barcodes.tsv`, and `features.tsv` or `peaks.bed`, each gzipped or not."""
+    """A folder of `matrix.mtx`, `barcodes.tsv`, and `features.tsv` or `peaks.bed`, each gzipped or not, none with a
+    header."""
     matrix, barcodes, features = folder_files(path)
     header = read_header(matrix)
     if features.name.startswith("peaks"):
@@ -63,7 +63,7 @@ def open_folder(path: Path | str) -> CountMatrix:
         n_features = len(rows)
     else:
         regions, rows, n_features = read_features(features)
-    cells = read_barcodes(barcodes, header.n_columns, known=())
+    cells = read_barcodes(barcodes)
     check_shape(str(matrix), (header.n_rows, header.n_columns), n_features, len(cells), "the files beside it have")
     return CountMatrix(
         str(path),
@@ -114,7 +114,7 @@ def open_h5(path: str) -> CountMatrix:
             genomes = strings(features["genome"]) if "genome" in features else [""] * len(ids)
             shape = tuple(int(size) for size in group["shape"][()])
             indptr = check_compressed(path, group["indptr"][()], shape[1], len(group["indices"]), len(group["data"]))
-    except UNREADABLE as error:
+    except UNREADABLE_HDF5 as error:
         raise _unreadable(path, error) from error
     check_shape(path, shape, len(ids), len(barcodes), "matrix/features and matrix/barcodes have")
     rows = np.arange(len(ids)) if kinds is None else peaks_of(kinds, path)
@@ -130,6 +130,7 @@ def open_h5(path: str) -> CountMatrix:
 
 
 def strings(dataset: "h5py.Dataset") -> list[str]:
+    """A dataset of strings, read as UTF-8."""
     return dataset.asstr()[()].tolist()
 
 
@@ -140,9 +141,9 @@ def _h5_blocks(path: str, indptr: np.ndarray) -> "Iterator[Block]":
         with h5py.File(path) as file:
             group = file["matrix"]
             yield from compressed_blocks(group["data"], group["indices"], indptr, major="cell")
-    except UNREADABLE as error:
+    except UNREADABLE_HDF5 as error:
         raise _unreadable(path, error) from error
 
 
 def _unreadable(path: str, error: BaseException) -> InputError:
-    return InputError(f"{path}: cannot be read as a 10x HDF5 matrix: {in_a_line(error)}; copy the file again")
+    return InputError(f"{path}: cannot be read as a 10x HDF5 matrix: {one_line(error)}; copy the file again")

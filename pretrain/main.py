@@ -25,8 +25,8 @@ from tqdm import tqdm
 
 from data_prep.errors import InputError, ends_on_input_error
 from data_prep.output_folder import check_writable
-from data_prep.remote_file import is_remote, url
-from data_prep.shard_cache import ShardCache
+from data_prep.remote_file import url
+from data_prep.shard_cache import ShardCache, cache_for
 from data_prep.shard_reader import ShardReader, read_manifest, verify_shard
 from pretrain import checkpoint, curves, ranks
 from pretrain.batches import MicroBatches, loader
@@ -48,6 +48,7 @@ SECONDS_BETWEEN_MEETINGS = 20
 
 @ends_on_input_error
 def main(arguments: list[str] | None = None) -> None:
+    """Train as the command line says; ends with exit code 2 and one line, for all ranks together, on bad input."""
     with ranks.one_voice():
         model_config, run_config = parse(arguments, __doc__)
         ds_config, steps = with_steps(read_ds_config(run_config.ds_config), run_config.steps, run_config.ds_config)
@@ -84,8 +85,8 @@ def pretrain(model_config: ModelConfig, config: RunConfig, ds_config: dict, step
         if checkpoint.read_state(resumed)["step"] >= steps:
             say(f"{run_dir}: complete, {steps} steps were done; give a larger --steps to go on")
             return
-    cache = shard_cache(config, manifest)
-    verify_shards(config.shards, manifest, cache)
+    cache = cache_for(config.shards, manifest, config.shard_cache, config.shard_cache_gb)
+    stage_or_verify(config.shards, manifest, cache)
 
     train = dataset(config, model_config, manifest, cache, "train")
     val = dataset(config, model_config, manifest, cache, "val")
@@ -168,19 +169,12 @@ def pretrain(model_config: ModelConfig, config: RunConfig, ds_config: dict, step
 def dataset(
     config: RunConfig, model: ModelConfig, manifest: dict, cache: ShardCache | None, split: str
 ) -> MicroBatches:
+    """The samples of a split, as the model takes them."""
     reader = ShardReader(config.shards, split, manifest, cache)
     return MicroBatches(reader, k=model.k, max_tokens=model.max_tokens, seed=config.seed)
 
 
-def shard_cache(config: RunConfig, manifest: dict) -> ShardCache | None:
-    """Where shards of a URL are staged; None for those of a folder."""
-    if not is_remote(config.shards):
-        return None
-    limit = None if config.shard_cache_gb is None else int(config.shard_cache_gb * 1e9)
-    return ShardCache(config.shards, manifest, config.shard_cache, limit)
-
-
-def verify_shards(location: str, manifest: dict, cache: ShardCache | None) -> None:
+def stage_or_verify(location: str, manifest: dict, cache: ShardCache | None) -> None:
     """Check every shard's sha256, a part of them on each rank. Raises `InputError` on all ranks if one fails.
 
     Shards of a URL are staged, on each node by its own ranks. Where the cache does not hold them all, only what is
@@ -226,6 +220,7 @@ def parameter_groups(model: torch.nn.Module) -> list[dict]:
 
 
 def summary(step: int, held_out: dict[str, float]) -> str:
+    """The line that is printed of an evaluation."""
     return (
         f"step {step}: held-out loss {held_out['val/loss/total']:.3f}, "
         f"mgm {held_out['val/loss/mgm']:.3f} (accuracy {held_out['val/mgm/accuracy']:.3f}), "
@@ -234,6 +229,7 @@ def summary(step: int, held_out: dict[str, float]) -> str:
 
 
 def say(message: str) -> None:
+    """Print, on the first rank alone."""
     if ranks.is_first():
         print(message, flush=True)
 

@@ -1,17 +1,23 @@
 """Two small atlases, their shards, and a scorer that shares no code with `data_prep`."""
 
+import functools
 import gzip
+import io
+import json
 import shutil
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
+import webdataset
 from Bio import SeqIO, motifs
 from Bio.motifs.matrix import PositionSpecificScoringMatrix
 from pyjaspar import jaspardb
 
+from data_prep.genome import sha256_of_file
 from data_prep.main import main
 from data_prep.shard_reader import ShardReader, read_manifest
 
@@ -136,6 +142,86 @@ def hg19(tmp_path_factory, shared_data, vertebrate_motifs) -> Atlas:
         sequence = {record.id: str(record.seq).upper() for record in SeqIO.parse(file, "fasta")}
     peaks = {file.stem: read_bed(file) for file in files}
     return Atlas(sequence, peaks, vertebrate_motifs, arguments, folder / "shards")
+
+
+@pytest.fixture
+def shards(synthetic, tmp_path) -> Path:
+    """A copy of the synthetic atlas's shards, so that a test may damage it."""
+    return Path(shutil.copytree(synthetic.shards, tmp_path / "shards"))
+
+
+@pytest.fixture
+def sign() -> Callable[..., None]:
+    """Writes sizes and sha256 of a folder's shards as they now are, and keys given by name, to its manifest."""
+
+    def write(folder: Path, /, **changed: object) -> None:
+        path = folder / "manifest.json"
+        manifest = json.loads(path.read_text()) | changed
+        for entry in manifest["shards"]:
+            tar = folder / entry["name"]
+            entry |= {"sha256": sha256_of_file(tar), "bytes": tar.stat().st_size}
+            entry["index_sha256"] = sha256_of_file(folder / entry["index"])
+        path.write_text(json.dumps(manifest))
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def decoded() -> Callable[[Path], list[dict]]:
+    """Every sample of a folder of shards, train first, as webdataset decodes it."""
+
+    def samples(shards: Path) -> list[dict]:
+        tars = sorted(map(str, shards.glob("*.tar")))
+        return [sample for tar in tars for sample in webdataset.WebDataset(tar, shardshuffle=False).decode()]
+
+    return samples
+
+
+@dataclass(frozen=True)
+class Inspection:
+    folder: Path
+    numbers: dict
+    said: list[str]
+
+
+@pytest.fixture(scope="session")
+def inspections(tmp_path_factory, inspected) -> Callable[[Path], Inspection]:
+    """What `inspect` writes and prints for some shards; once for all tests."""
+
+    @functools.cache
+    def inspection(shards: Path) -> Inspection:
+        folder, said = tmp_path_factory.mktemp("inspect") / "out", io.StringIO()
+        with redirect_stdout(said):
+            numbers = inspected(shards, folder)
+        return Inspection(folder, numbers, said.getvalue().splitlines())
+
+    return inspection
+
+
+@pytest.fixture(scope="session")
+def inspected() -> Callable[..., dict]:
+    """Runs `inspect`; returns its numbers."""
+
+    def run(shards: Path | str, out: Path, *arguments: object) -> dict:
+        main(["inspect", str(shards), "--out", str(out), *map(str, arguments)])
+        return json.loads((out / "inspect.json").read_text())
+
+    return run
+
+
+@pytest.fixture
+def refusal(capsys) -> Callable[..., str]:
+    """Runs an `inspect` that must end with one error, in the last line on stderr, and exit code 2; returns the line."""
+
+    def run(*arguments: object) -> str:
+        with pytest.raises(SystemExit) as exit_:
+            main(["inspect", *map(str, arguments)])
+        assert exit_.value.code == 2
+        lines = capsys.readouterr().err.splitlines()
+        assert [line.startswith("error: ") for line in lines] == [False] * (len(lines) - 1) + [True]
+        return lines[-1]
+
+    return run
 
 
 @pytest.fixture(params=["synthetic", "hg19"])

@@ -326,6 +326,65 @@ def test_faults_behind_the_first_block_are_found(tmp_path, monkeypatch, entry, s
     assert said in str(error.value)
 
 
+@pytest.mark.parametrize("name", ["mtx", "10x h5", "h5ad", "rds"])
+def test_an_entry_repeated_where_a_block_ends_is_found(tmp_path, monkeypatch, name):
+    """Entries 6 and 7 of the first cell are one; a block holds six."""
+    monkeypatch.setattr(count_matrix, "BLOCK_ENTRIES", 6)
+    counts = scipy.sparse.csc_array(np.ones((60, 40), int))
+    counts.indices[6] = 5
+    if name == "mtx":
+        arguments = market(tmp_path, small())
+        rows = "".join(f"{row + 1} 1 1\n" for row in counts.indices[:60])
+        write(tmp_path / "counts.mtx", f"{BANNER}60 40 60\n{rows}")
+    elif name == "10x h5":
+        arguments = tenx_h5(tmp_path, small())
+        with h5py.File(tmp_path / "peaks.h5", "a") as file:
+            for key in ("data", "indices", "indptr"):
+                del file["matrix"][key]
+                file["matrix"][key] = getattr(counts, key)
+    elif name == "h5ad":
+        arguments = h5ad(tmp_path, replace(small(), counts=np.ones((60, 40))), scipy.sparse.csr_matrix)
+        with h5py.File(tmp_path / "counts.h5ad", "a") as file:
+            file["X/indices"][6] = 5
+    else:
+        arguments = rds(tmp_path, small(), i=counts.indices, p=counts.indptr, x=counts.data.astype(float))
+    arguments = dict(zip(arguments[::2], arguments[1::2], strict=True))
+    opened = open_matrix(arguments["--matrix"], arguments.get("--regions"), arguments.get("--barcodes"))
+    with pytest.raises(InputError, match=r"row 6, column 1 \(counted from 1\) stands there more than once"):
+        list(opened.nonzero())
+
+
+@pytest.mark.parametrize("known", [(), ("cell0-1",), ("barcode", "cell0-1")])
+def test_a_header_over_the_barcodes_is_told_by_those_that_are_known(tmp_path, known, capsys):
+    _, path, *beside = market(tmp_path, small())
+    barcodes = tmp_path / "barcodes.tsv"
+    barcodes.write_text("barcode\n" + barcodes.read_text())
+    if known == ("cell0-1",):
+        assert open_matrix(path, *beside[1::2], known=known).barcodes == small().barcodes
+        assert "taken as a header" in capsys.readouterr().out
+    else:
+        with pytest.raises(InputError, match=r"60 x 40, but .* have 60 regions and 41 barcodes"):
+            open_matrix(path, *beside[1::2], known=known)
+
+
+@pytest.mark.parametrize("barcode", ["AACCGTTA", "cell99", "BMM_R2_4838"])
+def test_a_barcode_too_many_is_no_header(tmp_path, barcode):
+    _, path, *beside = market(tmp_path, small())
+    barcodes = tmp_path / "barcodes.tsv"
+    barcodes.write_text(f"{barcode}\n" + barcodes.read_text())
+    with pytest.raises(InputError, match=r"60 x 40, but .* have 60 regions and 41 barcodes"):
+        open_matrix(path, *beside[1::2], known=("cell0-1",))
+
+
+@pytest.mark.parametrize("shape", [(3, 0), (0, 3)])
+def test_a_dense_matrix_without_rows_or_columns_has_no_entries(tmp_path, shape):
+    atlas = anndata.AnnData(np.zeros(shape, np.float32))
+    atlas.obs_names = [f"cell{i}" for i in range(shape[0])]
+    atlas.var_names = [f"chr1:{i}-{i + 1}" for i in range(shape[1])]
+    atlas.write_h5ad(tmp_path / "empty.h5ad")
+    assert list(open_matrix(str(tmp_path / "empty.h5ad")).nonzero()) == []
+
+
 def test_memory_does_not_grow_with_the_entries(tmp_path, monkeypatch):
     monkeypatch.setattr(count_matrix, "BLOCK_ENTRIES", 100_000)
     peaks = []
@@ -396,6 +455,14 @@ def cut(arguments: list[str]) -> list[str]:
     return arguments
 
 
+def with_barcode(arguments: list[str], at: int) -> list[str]:
+    """One more barcode in a 10x folder, whose name no table holds."""
+    path = Path(arguments[1]) / "barcodes.tsv"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines[:at], "more-1", *lines[at:]]) + "\n")
+    return arguments
+
+
 def named(folder: Path, name: str, content: object = "") -> list[str]:
     if isinstance(content, str):
         write(folder / name, content)
@@ -458,6 +525,15 @@ REFUSED = {
     "rds: cut, uncompressed": (lambda d, m: cut(rds(d, m, opened=open)), "R's .rds"),
     "folder: cut": (lambda d, m: cut(tenx_folder(d, m, ".gz")), "end-of-stream"),
     "folder: shape": (lambda d, m: tenx_folder(d, replace(m, regions=m.regions[1:])), "60 x 40"),
+    "folder: one more first": (
+        lambda d, m: with_barcode(tenx_folder(d, m), 0),
+        "60 regions and 41 barcodes",
+    ),
+    "folder: one more last": (
+        lambda d, m: with_barcode(tenx_folder(d, m), 40),
+        "60 regions and 41 barcodes",
+    ),
+    "folder: a barcode twice": (lambda d, m: tenx_folder(d, replace(m, barcodes=["c", *m.barcodes[:38], "c"])), "'c'"),
     "folder: empty": (lambda d, m: ["--matrix", str(d)], "matrix.mtx"),
     "regions of its own": (
         lambda d, m: [*tenx_h5(d, m), "--regions", str(write(d / "r.bed", bed_text(m)))],

@@ -380,3 +380,25 @@ def test_lists_that_do_not_match_the_matrices_are_refused(atlas, tmp_path, refus
     assert "--barcodes: 2 given, 3 needed" in refused(*command[:-1], "--cell-types", table)
     again = [x.replace("1_counts", "0_counts") for x in command]
     assert "more than once" in refused(*again, "--cell-types", table)
+
+
+@pytest.mark.parametrize("spelling", ["dots", "link", "another working folder"])
+def test_a_matrix_given_under_two_names_is_refused(atlas, tmp_path, refused, monkeypatch, spelling):
+    command, table, first = atlas[0], tmp_path / "cells.tsv", str(tmp_path / "0_counts.mtx")
+    other = {"dots": f"{tmp_path}/../{tmp_path.name}/0_counts.mtx", "another working folder": "0_counts.mtx"}
+    other |= {"link": str(tmp_path / "link.mtx")}
+    (tmp_path / "link.mtx").symlink_to(first)
+    monkeypatch.chdir(tmp_path)
+    again = [x.replace(str(tmp_path / "1_counts.mtx"), other[spelling]) for x in command]
+    line = refused(*again, "--cell-types", table)
+    assert f"--matrix: {other[spelling]} is given more than once, as {first} too" in line
+
+
+def test_a_folder_and_its_own_matrix_are_one(small, tmp_path, refused):
+    (tmp_path / "10x").mkdir()
+    for name, file in (("matrix.mtx", "counts.mtx"), ("barcodes.tsv", "barcodes.tsv"), ("peaks.bed", "regions.bed")):
+        (tmp_path / "10x" / name).write_bytes((tmp_path / file).read_bytes())
+    matrix = tmp_path / "10x" / "matrix.mtx"
+    del small["--out"], small["--matrix"]
+    line = refused(*flat(small), "--matrix", tmp_path / "10x", matrix)
+    assert f"{matrix} is given more than once, as {tmp_path / '10x'} too" in line

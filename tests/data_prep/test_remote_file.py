@@ -1,5 +1,4 @@
 import json
-import shutil
 import sys
 from pathlib import Path
 
@@ -9,11 +8,6 @@ from data_prep import remote_file
 from data_prep.errors import InputError
 from data_prep.remote_file import is_remote, open_remote, read_remote, url
 from data_prep.shard_reader import read_manifest
-
-
-@pytest.fixture
-def shards(synthetic, tmp_path) -> Path:
-    return Path(shutil.copytree(synthetic.shards, tmp_path / "shards"))
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@ import json
 import multiprocessing
 import os
 import pickle
-import shutil
 import tarfile
 from pathlib import Path
 
@@ -15,11 +14,6 @@ from data_prep.errors import InputError
 from data_prep.genome import sha256_of_file
 from data_prep.shard_format import MEMBERS, npy_bytes
 from data_prep.shard_reader import ShardReader, npy_array, read_manifest, verify_shard
-
-
-@pytest.fixture
-def shards(synthetic, tmp_path) -> Path:
-    return Path(shutil.copytree(synthetic.shards, tmp_path / "shards"))
 
 
 def equal(one, other) -> bool:
