@@ -1,6 +1,5 @@
 """The FASTA reader: plain or bgzip, with or without an index; stretches of chromosomes as base codes."""
 
-import hashlib
 import os
 import struct
 import tempfile
@@ -15,15 +14,6 @@ from data_prep.errors import InputError
 
 # What pyfaidx and Biopython's bgzf raise on a damaged file.
 _UNREADABLE = (FastaIndexingError, FetchError, OSError, EOFError, ValueError, RuntimeError, struct.error, zlib.error)
-
-
-def sha256_of_file(path: Path | str) -> str:
-    """Hexadecimal sha256 of a file's bytes, as `sha256sum` prints it. Raises `InputError` where we may not read it."""
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except (PermissionError, IsADirectoryError) as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
 
 
 class Genome:

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
+from data_prep.checksum import sha256_of_file
 from data_prep.count_matrix import NO_CELL_TYPE, files_of, is_market, open_matrix, read_lines
 from data_prep.errors import InputError
-from data_prep.genome import sha256_of_file
 from data_prep.output_folder import MANIFEST, fingerprint, is_up_to_date, output_folder, write_json
 from data_prep.peaks import Regions
 from data_prep.pooled_counts import PooledCounts

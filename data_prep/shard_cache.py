@@ -17,8 +17,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from data_prep.checksum import sha256_of_file
 from data_prep.errors import InputError
-from data_prep.genome import sha256_of_file
 from data_prep.remote_file import blocks, is_remote, open_remote, retried, url
 from data_prep.shard_format import INDEX_DTYPE
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
+from data_prep.checksum import sha256_of_file
 from data_prep.errors import InputError
-from data_prep.genome import sha256_of_file
 from data_prep.output_folder import MANIFEST
 from data_prep.remote_file import is_remote, read_remote, url
 from data_prep.shard_cache import ShardCache

@@ -10,7 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from data_prep import workers
-from data_prep.genome import sha256_of_file
+from data_prep.checksum import sha256_of_file
 from data_prep.region_store import RegionStore
 from data_prep.samples import Samples
 from data_prep.shard_format import NPY_HEADER, index_path, npy_bytes, shard_name, write_shard

@@ -16,8 +16,9 @@ import numpy as np
 from data_prep import samples as grouping
 from data_prep.atlas import PeakFile, peak_files, read_atlas, read_blacklist
 from data_prep.binding import Scanner
+from data_prep.checksum import sha256_of_file
 from data_prep.errors import InputError, UnfinishedError
-from data_prep.genome import Genome, sha256_of_file
+from data_prep.genome import Genome
 from data_prep.motifs import load_motifs
 from data_prep.output_folder import MANIFEST, SCRATCH, fingerprint, is_up_to_date, output_folder, write_json
 from data_prep.peaks import Regions

@@ -15,8 +15,9 @@ from tqdm import tqdm
 from data_prep import workers
 from data_prep.bases import OTHER, decode
 from data_prep.binding import Scanner
+from data_prep.checksum import sha256_of_file
 from data_prep.errors import InputError
-from data_prep.genome import Genome, sha256_of_file
+from data_prep.genome import Genome
 from data_prep.motifs import load_motifs
 from data_prep.output_folder import MANIFEST
 from data_prep.remote_file import is_remote, url

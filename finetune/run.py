@@ -23,8 +23,8 @@ import torch
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.utils import logging
 
+from data_prep.checksum import sha256_of_file
 from data_prep.errors import InputError, ends_on_input_error
-from data_prep.genome import sha256_of_file
 from data_prep.output_folder import MANIFEST, UNFINISHED, fingerprint, is_up_to_date, write_json
 from finetune import classifier, figures, linear_baseline
 from finetune.metrics import classification

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from data_prep.checksum import sha256_of_file
 from data_prep.errors import InputError
-from data_prep.genome import sha256_of_file
 
 SPLITS = ("train", "dev", "test")
 IUPAC = re.compile(r"[ACGTUNRYSWKMBDHV]+", re.IGNORECASE)

@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed, imported below, would print what it looks for
 
 from data_prep import shard_reader
-from data_prep.genome import sha256_of_file
+from data_prep.checksum import sha256_of_file
 from data_prep.output_folder import MANIFEST, write_json
 from data_prep.shard_format import FORMAT, FORMAT_VERSION, index_path, npy_bytes, shard_name, write_shard
 from data_prep.shard_reader import ShardReader

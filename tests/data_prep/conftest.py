@@ -17,7 +17,7 @@ from Bio import SeqIO, motifs
 from Bio.motifs.matrix import PositionSpecificScoringMatrix
 from pyjaspar import jaspardb
 
-from data_prep.genome import sha256_of_file
+from data_prep.checksum import sha256_of_file
 from data_prep.main import main
 from data_prep.shard_reader import ShardReader, read_manifest
 

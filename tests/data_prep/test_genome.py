@@ -11,8 +11,9 @@ import pytest
 from Bio import bgzf
 
 from data_prep.bases import encode
+from data_prep.checksum import sha256_of_file
 from data_prep.errors import InputError
-from data_prep.genome import Genome, sha256_of_file
+from data_prep.genome import Genome
 
 # Ten lines of 60 and a rest, soft-masked and with N; enough for several bgzip blocks.
 SEQUENCE = {

@@ -16,8 +16,8 @@ import pytest
 from filelock import FileLock
 
 from data_prep import remote_file
+from data_prep.checksum import sha256_of_file
 from data_prep.errors import InputError
-from data_prep.genome import sha256_of_file
 from data_prep.shard_cache import ShardCache
 from data_prep.shard_format import SPLITS
 from data_prep.shard_reader import ShardReader, read_manifest

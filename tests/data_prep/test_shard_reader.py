@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from data_prep import shard_reader
+from data_prep.checksum import sha256_of_file
 from data_prep.errors import InputError
-from data_prep.genome import sha256_of_file
 from data_prep.shard_format import MEMBERS, npy_bytes
 from data_prep.shard_reader import ShardReader, npy_array, read_manifest, verify_shard
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data_prep.checksum import sha256_of_file
 from data_prep.errors import InputError
-from data_prep.genome import sha256_of_file
 from data_prep.main import main
 from data_prep.shard_format import MEMBERS, index_path, npy_bytes, write_shard
 from data_prep.shard_set import ShardSet
