@@ -1,7 +1,13 @@
 """What went into a set of shards and what became of it: `summary.json`, and the table at the end of a run."""
 
+from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
+
+from data_prep.atlas import PeakFile
+from data_prep.peaks import Regions
+from data_prep.samples import Samples, count_regions
 from data_prep.shard_format import SPLITS
 from data_prep.text_table import aligned
 
@@ -16,6 +22,56 @@ _CAUSES = {
     "over_n": "mostly N",
     "remainder": "left over where a chromosome's last regions made no full ten",
 }
+
+
+def summarise(
+    names: list[str],
+    peaks: list[PeakFile],
+    rows_by_cell_type: list[np.ndarray],
+    usable: np.ndarray,
+    samples: Samples,
+    is_val: np.ndarray,
+    regions: Regions,
+) -> dict:
+    """Counts of regions and bp by fate, and of samples by split: in all, by cell type and by chromosome.
+
+    names, peaks, rows_by_cell_type: of each cell type, the last its rows of `regions`; usable: bool [n_regions];
+    is_val: bool [n_samples].
+    """
+    lengths = regions.end - regions.start
+    by_split = dict(zip(SPLITS, (~is_val, is_val), strict=True))
+    cell_types = []
+    for number, name in enumerate(names):
+        own = samples.cell_type == number
+        counts = count_regions(peaks[number], rows_by_cell_type[number], usable, int(own.sum()))
+        cell_types.append(
+            {
+                "name": name,
+                "samples": {split: int((own & here).sum()) for split, here in by_split.items()},
+                "regions": asdict(counts),
+                "bp": {"peaks": peaks[number].bp, "in_samples": int(lengths[samples.region[own]].sum())},
+            }
+        )
+    n = len(regions.names)
+    distinct, bp = np.bincount(regions.chromosome, minlength=n), np.bincount(regions.chromosome, lengths, minlength=n)
+    on_chromosome = {split: np.bincount(samples.chromosome[here], minlength=n) for split, here in by_split.items()}
+    chromosomes = [
+        {
+            "name": regions.names[number],
+            "distinct_regions": int(distinct[number]),
+            "bp": int(bp[number]),
+            "samples": {split: int(counts[number]) for split, counts in on_chromosome.items()},
+        }
+        for number in np.flatnonzero(distinct)
+    ]
+    return {
+        "samples": {split: int(here.sum()) for split, here in by_split.items()},
+        "regions": {key: sum(one["regions"][key] for one in cell_types) for key in cell_types[0]["regions"]},
+        "bp": {key: sum(one["bp"][key] for one in cell_types) for key in cell_types[0]["bp"]},
+        "distinct_regions": {"count": len(regions), "bp": int(lengths.sum())},
+        "cell_types": cell_types,
+        "chromosomes": chromosomes,
+    }
 
 
 def print_summary(summary: dict, out: Path) -> None:

@@ -7,7 +7,7 @@ disk; a run that was stopped goes on where it was.
 
 import shutil
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -21,10 +21,9 @@ from data_prep.errors import InputError, UnfinishedError
 from data_prep.genome import Genome
 from data_prep.motifs import load_motifs
 from data_prep.output_folder import MANIFEST, SCRATCH, fingerprint, is_up_to_date, output_folder, write_json
-from data_prep.peaks import Regions
 from data_prep.region_store import RegionStore, binding_statistics
 from data_prep.shard_format import FORMAT, FORMAT_VERSION, MEMBERS, REGIONS_PER_SAMPLE, SPLITS
-from data_prep.shard_summary import SUMMARY, print_summary
+from data_prep.shard_summary import SUMMARY, print_summary, summarise
 from data_prep.shard_writer import SampleSource, shard_tasks, shuffled, write_shards
 from data_prep.workers import available
 
@@ -135,18 +134,11 @@ def run(config: ShardsConfig) -> None:
         shards = write_shards(folder, folder / SCRATCH, tasks, source, config.workers)
         clock.lap("shards")
 
-        cell_types = describe_cell_types(list(files), peaks, rows_by_cell_type, usable, samples, is_val, regions)
-        summary = {
-            "samples": {split: len(order) for split, order in orders.items()},
+        summary = summarise(list(files), peaks, rows_by_cell_type, usable, samples, is_val, regions) | {
             "val_chromosomes": val_chroms,
             "motifs": len(motifs),
             "shards": len(shards),
             "bytes": sum(shard["bytes"] for shard in shards),
-            "regions": {key: sum(one["regions"][key] for one in cell_types) for key in cell_types[0]["regions"]},
-            "bp": {key: sum(one["bp"][key] for one in cell_types) for key in cell_types[0]["bp"]},
-            "distinct_regions": {"count": len(regions), "bp": int(store.offset[-1])},
-            "cell_types": cell_types,
-            "chromosomes": describe_chromosomes(regions, samples, is_val),
             "workers": config.workers,
             "resumed": resumed,
             "seconds": clock.laps,  # of this run: what a stopped one took before it is not among them
@@ -162,7 +154,7 @@ def run(config: ShardsConfig) -> None:
             "members": list(MEMBERS),
             "chromosomes": list(genome.lengths),
             "val_chromosomes": val_chroms,
-            "cell_types": cell_types,
+            "cell_types": summary["cell_types"],
             "motif_source": config.motifs,
             "tax_group": config.tax_group,
             "motifs": [motif.matrix_id for motif in motifs],
@@ -175,49 +167,6 @@ def run(config: ShardsConfig) -> None:
         }
         write_json(folder / MANIFEST, manifest)
     print_summary(summary, out)
-
-
-def describe_cell_types(
-    names: list[str],
-    peaks: list[PeakFile],
-    rows_by_cell_type: list[np.ndarray],
-    usable: np.ndarray,
-    samples: grouping.Samples,
-    is_val: np.ndarray,
-    regions: Regions,
-) -> list[dict]:
-    """Each cell type's samples by split, and what became of its peaks and their bp."""
-    lengths = regions.end - regions.start
-    described = []
-    for number, name in enumerate(names):
-        own = samples.cell_type == number
-        counts = grouping.count_regions(peaks[number], rows_by_cell_type[number], usable, int(own.sum()))
-        described.append(
-            {
-                "name": name,
-                "samples": dict(zip(SPLITS, (int((own & ~is_val).sum()), int((own & is_val).sum())), strict=True)),
-                "regions": asdict(counts),
-                "bp": {"peaks": peaks[number].bp, "in_samples": int(lengths[samples.region[own]].sum())},
-            }
-        )
-    return described
-
-
-def describe_chromosomes(regions: Regions, samples: grouping.Samples, is_val: np.ndarray) -> list[dict]:
-    """Samples by split, distinct regions and their bp on each chromosome that has any."""
-    n = len(regions.names)
-    distinct = np.bincount(regions.chromosome, minlength=n)
-    bp = np.bincount(regions.chromosome, regions.end - regions.start, minlength=n)
-    per_split = [np.bincount(samples.chromosome[own], minlength=n) for own in (~is_val, is_val)]
-    return [
-        {
-            "name": regions.names[number],
-            "distinct_regions": int(distinct[number]),
-            "bp": int(bp[number]),
-            "samples": {split: int(counts[number]) for split, counts in zip(SPLITS, per_split, strict=True)},
-        }
-        for number in np.flatnonzero(distinct)
-    ]
 
 
 def check_room(folder: Path, needed: int) -> None:

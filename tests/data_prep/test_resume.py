@@ -164,7 +164,7 @@ def test_an_error_of_the_program_keeps_what_is_done(synthetic, tmp_path, monkeyp
         raise MemoryError
 
     arguments = [*synthetic.arguments, "--out", str(tmp_path / "shards")]
-    monkeypatch.setattr("data_prep.shards.describe_cell_types", failing)
+    monkeypatch.setattr("data_prep.shards.summarise", failing)
     with pytest.raises(MemoryError):
         main(arguments)
     monkeypatch.undo()
