@@ -33,7 +33,6 @@ from finetune.split_audit import audit
 from finetune.tasks import TASKS
 
 DESCRIPTION = "genebert.json"
-Model = Literal["pretrained", "scratch", "linear"]
 
 
 @dataclass(frozen=True)
