@@ -47,9 +47,17 @@ runs/finetune-promoter/results.json: | runs/genebert/genebert.json
 
 test: .venv/installed
 	$(BIN)/python -m pytest
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -m 'triton and not slow'
 
-test-slow test-cluster test-cuda: test-%: .venv/installed
-	$(BIN)/python -m pytest -m $*
+test-slow: .venv/installed
+	$(BIN)/python -m pytest -m 'slow and not triton'
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -m 'slow and triton'
+
+test-cluster: .venv/installed
+	$(BIN)/python -m pytest -m cluster
+
+test-cuda: .venv/installed
+	$(BIN)/python -m pytest -m 'cuda or triton' tests/kernels
 
 lint: .venv/installed
 	$(BIN)/ruff check .

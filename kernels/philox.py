@@ -31,16 +31,12 @@ def philox(key: tuple[Array | int, Array | int], counter: tuple[Array | int, ...
     k0, k1 = (word & WORD for word in key)
     c0, c1, c2, c3 = (word & WORD for word in counter)
     for _ in range(ROUNDS):
-        # A product of two words may wrap to a negative int64: its bits are still right, and the mask drops the sign.
+        # A product of two words may wrap to a negative int64: its bits are still right, and WORD cuts the others off.
         product_0, product_1 = c0 * _MULTIPLIER_0, c2 * _MULTIPLIER_1
-        c0, c1, c2, c3 = (
-            ((product_1 >> 32) & WORD) ^ c1 ^ k0,
-            product_1 & WORD,
-            ((product_0 >> 32) & WORD) ^ c3 ^ k1,
-            product_0 & WORD,
-        )
+        c0, c1 = ((product_1 >> 32) ^ c1 ^ k0) & WORD, product_1
+        c2, c3 = ((product_0 >> 32) ^ c3 ^ k1) & WORD, product_0
         k0, k1 = (k0 + _WEYL_0) & WORD, (k1 + _WEYL_1) & WORD
-    return c0, c1, c2, c3
+    return c0, c1 & WORD, c2, c3 & WORD
 
 
 def draw(seed: int, epoch: Array | int, stream: Stream, sample: Array, position: Array | int) -> tuple[Array, ...]:

@@ -12,7 +12,7 @@ from transformers import HfArgumentParser
 
 from data_prep.errors import InputError
 from data_prep.shard_cache import DEFAULT_FOLDER
-from kernels.kmer_mask import SpanRule
+from kernels.kmer_mask import span_tokens
 from pretrain import ranks
 
 PRESETS = Path(__file__).parent / "presets"
@@ -187,6 +187,6 @@ def check(model: ModelConfig, run: RunConfig) -> None:
     if run.shard_cache_gb is not None and not 0 < run.shard_cache_gb < math.inf:
         raise InputError(f"--shard_cache_gb {run.shard_cache_gb}: give more than 0, or leave it out for no limit")
     try:
-        SpanRule.parse(run.mask_span, model.k)
+        span_tokens(run.mask_span, model.k)
     except ValueError as error:
         raise InputError(f"--mask_span: {error}") from None

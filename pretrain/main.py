@@ -28,6 +28,7 @@ from data_prep.output_folder import check_writable
 from data_prep.remote_file import url
 from data_prep.shard_cache import ShardCache, cache_for
 from data_prep.shard_reader import ShardReader, read_manifest, verify_shard
+from kernels import dispatch
 from pretrain import checkpoint, curves, ranks
 from pretrain.batches import MicroBatches, loader
 from pretrain.config import ModelConfig, RunConfig, parse
@@ -65,6 +66,10 @@ def main(arguments: list[str] | None = None) -> None:
 def pretrain(model_config: ModelConfig, config: RunConfig, ds_config: dict, steps: int, manifest: dict) -> None:
     """Train to `steps`, from the newest checkpoint of the run folder if it holds one."""
     run_dir = Path(config.out)
+    try:
+        kernels = dispatch.chosen(ranks.device())
+    except ValueError as error:
+        raise InputError(str(error)) from None
     layout = BatchLayout.of(
         ds_config["train_batch_size"], dist.get_world_size(), ds_config.get("train_micro_batch_size_per_gpu")
     )
@@ -124,7 +129,7 @@ def pretrain(model_config: ModelConfig, config: RunConfig, ds_config: dict, step
         f"({layout.accumulation} x {layout.micro_batch} each, "
         f"{layout.slots - layout.global_batch} padded), {len(train):,} training and {len(val):,} held-out samples of "
         f"{manifest['genome']['name']}, {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters, "
-        f"{ranks.device().type}"
+        f"{ranks.device().type}, {kernels} kernels"
     )
 
     order = DataOrder([shard["samples"] for shard in train.reader.shards], config.seed)

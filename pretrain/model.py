@@ -62,7 +62,7 @@ class GeneBERT(nn.Module):
             input_ids=batch.token_ids, token_type_ids=batch.segment_ids, attention_mask=batch.attention_mask
         )
         hidden = encoded.last_hidden_state
-        row, slot = (batch.labels != IGNORED).nonzero(as_tuple=True)
+        row, slot = (batch.masked_labels != IGNORED).nonzero(as_tuple=True)
         at_masked = hidden[row, batch.masked_positions[row, slot]]
         kmers = ((batch.token_ids >= N_SPECIAL) | (batch.token_ids == MASK))[..., None]
         mean = (hidden * kmers).sum(1) / kmers.sum(1).clamp(min=1)

@@ -32,15 +32,15 @@ class TokenObjectives:
 
 def masked_count(batch: MaskedBatch, weight: torch.Tensor) -> torch.Tensor:
     """Masked tokens of the samples of weight above zero."""
-    return ((batch.labels != IGNORED) & (weight > 0)[:, None]).sum()
+    return ((batch.masked_labels != IGNORED) & (weight > 0)[:, None]).sum()
 
 
 def token_objectives(
     outputs: Outputs, batch: MaskedBatch, follows: torch.Tensor, weight: torch.Tensor
 ) -> TokenObjectives:
     """Masked genome modelling and next genome-segment prediction. follows: int64 [n]; weight: [n]."""
-    used = batch.labels != IGNORED
-    labels = batch.labels.masked_fill((weight == 0)[:, None], IGNORED)[used]
+    used = batch.masked_labels != IGNORED
+    labels = batch.masked_labels.masked_fill((weight == 0)[:, None], IGNORED)[used]
     logits = outputs.mgm_logits.float()
     found = labels != IGNORED
     ngsp_logits = outputs.ngsp_logits.float()

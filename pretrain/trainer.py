@@ -10,13 +10,14 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
 from kernels.infonce import info_nce
-from kernels.kmer_mask import MaskedBatch, SpanRule, mask_kmers
+from kernels.kmer_mask import MaskedBatch, Masking, capacity_for, mask_kmers, span_tokens
 from pretrain import ranks
 from pretrain.batches import Batch, MicroBatches
 from pretrain.config import RunConfig
@@ -108,19 +109,21 @@ class Trainer:
         return {f"val/{name}": value for name, value in (self._metrics(sums) | recalls).items()}
 
     def mask(self, batch: Batch, rate: float) -> MaskedBatch:
-        model, rule = self.model.config, SpanRule.parse(self.config.mask_span, self.model.config.k)
-        largest_rate = max(self.config.mask_rate, self.config.late_mask_rate)
-        return mask_kmers(
-            batch["bases"],
-            batch["window_kmers"],
-            batch["sample"],
-            batch["epoch"],
+        masking = replace(self.masking, rate=rate)
+        return mask_kmers(batch["bases"], batch["window_kmers"], batch["sample"], batch["epoch"], masking)
+
+    @cached_property
+    def masking(self) -> Masking:
+        """At the larger of the run's two rates, for which the slots of masked tokens suffice."""
+        model, config = self.model.config, self.config
+        span, rate = span_tokens(config.mask_span, model.k), max(config.mask_rate, config.late_mask_rate)
+        return Masking(
             k=model.k,
             tokens=model.max_tokens,
+            span=span,
             rate=rate,
-            capacity=rule.capacity(model.max_tokens, largest_rate),
-            seed=self.config.seed,
-            rule=rule,
+            capacity=capacity_for(model.max_tokens, rate, span),
+            seed=config.seed,
         )
 
     def _forward(self, step: int, number: int, batch: Batch, rows: MaskedBatch) -> Outputs:

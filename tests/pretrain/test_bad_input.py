@@ -242,6 +242,16 @@ def test_the_input_size_of_any_timm_model_is_known(model_config, name):
 # Shards.
 
 
+@pytest.mark.parametrize(
+    ("asked", "said"), [("cuda", "give reference or triton"), ("triton", "needs TRITON_INTERPRET=1 beside it")]
+)
+def test_kernels_that_cannot_run_are_refused(refused, monkeypatch, asked, said):
+    monkeypatch.setenv("GENEBERT_KERNELS", asked)
+    line = refused()
+    assert f"GENEBERT_KERNELS={asked}: " in line
+    assert said in line
+
+
 def test_missing_shards_name_the_command_that_makes_them(refused, tmp_path):
     line = refused("--shards", tmp_path / "nowhere")
     assert str(tmp_path / "nowhere" / "manifest.json") in line

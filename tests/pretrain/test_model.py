@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from data_prep.errors import InputError
 from data_prep.kmers import kmer_vocabulary
 from data_prep.shard_reader import ShardReader
-from kernels.kmer_mask import IGNORED, MASK, SpanRule, mask_kmers
+from kernels.kmer_mask import IGNORED, MASK, Masking, mask_kmers
 from pretrain.batches import MicroBatches
 from pretrain.config import ModelConfig, read_preset
 from pretrain.data_order import MicroBatch
@@ -27,7 +27,7 @@ def batch(shards, model_config):
     batch = dataset[MicroBatch(samples, np.zeros_like(samples), np.array([1, 1, 1, 1, 1, 0], np.float32))]
     rows = mask_kmers(
         *(batch[name] for name in ("bases", "window_kmers", "sample", "epoch")),
-        **{"k": 3, "tokens": 96, "rate": 0.2, "capacity": 64, "seed": 0, "rule": SpanRule.parse("dnabert", 3)},
+        Masking(k=3, tokens=96, span=3, rate=0.2, capacity=64, seed=0),
     )
     return batch, rows
 
@@ -36,11 +36,8 @@ def test_objectives_equal_those_over_dense_labels_without_the_padding(model, bat
     batch, rows = batch
     outputs = model(rows, batch["binding"])
     parts = token_objectives(outputs, rows, batch["follows"], batch["weight"])
-    dense = torch.full_like(rows.token_ids, IGNORED)
-    for row in range(5):  # the sixth has weight zero
-        for position, label in zip(rows.masked_positions[row], rows.labels[row], strict=True):
-            if label != IGNORED:
-                dense[row, position] = label
+    dense = rows.labels.clone()
+    dense[5] = IGNORED  # of weight zero
     whole = model.sequence(
         input_ids=rows.token_ids, token_type_ids=rows.segment_ids, attention_mask=rows.attention_mask
     )
