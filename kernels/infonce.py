@@ -1,18 +1,25 @@
 """InfoNCE over the whole global batch (van den Oord et al. 2018; CLIP, Radford et al. 2021), exact for any world size.
 
-Each rank holds some rows of both embeddings. It gathers the other ranks' rows, and the log-sum-exp of every row and
-column; with these it forms the gradient of the GLOBAL loss with respect to its own rows by itself, so the backward pass
+Each rank holds some rows of both embeddings and gathers those of all ranks. One pass over its part of the logits, local
+sequences x global regions, gives the log-sum-exp of its rows, and its part of that of every column. The ranks exchange
+these; then each forms the gradient of the GLOBAL loss with respect to its own rows by itself, so the backward pass
 communicates nothing. Each rank returns its share: the shares, and the gradients of `scale`, add up to the global ones.
+
+The logits of a batch are never in memory: their log-sum-exps are made tile by tile, and their gradient in panels of
+PANEL_ROWS rows (`kernels.infonce_panel`) that go into two matrix products. All sums have a fixed order: the same
+inputs, the same bits.
 """
 
-from typing import Literal
+from dataclasses import replace
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 
-from kernels.dispatch import implementation
+from kernels.infonce_panel import DEPTH, Loss, Panel, Precision, gradient, log_sum_exps
 
-Loss = Literal["clip", "paper"]
+PANEL_ROWS = 4096
+TINY = 1e-30  # in place of a sum of weights that is 0
 
 
 def info_nce(
@@ -21,17 +28,25 @@ def info_nce(
     scale: torch.Tensor,
     weight: torch.Tensor,
     loss: Loss = "clip",
+    input_precision: Precision = "ieee",
 ) -> torch.Tensor:
     """This rank's share of the loss of matching each sequence with its region, a scalar in fp32.
 
-    sequence, region: [local batch, d], normalised rows; scale: [1], the inverse temperature; weight: [local batch],
-    0 for padding, which then is neither row nor column, else 1. All ranks give the same shapes.
+    sequence, region: [local batch, d], normalised rows; where both are bf16 their products are bf16's, else fp32's;
+    scale: [1], the inverse temperature; weight: [local batch], at least 0. All ranks give the same shapes.
 
-    clip:  mean over the batch of  (lse_j s_ij + lse_i s_ij - 2 s_ii) / 2,  s = scale * sequence @ region.T
+    clip:  mean over the batch, by weight, of  (lse_j s_ij + lse_i s_ji) / 2 - s_ii,  s = scale * sequence @ region.T
     paper: lse_ij s_ij - lse_i s_ii  (GeneBERT, Eq. 3 read as one softmax over all pairs)
+
+    A sample of weight 0 is padding, neither row nor column, whatever its embeddings hold. `paper` has no mean over
+    samples: there all of weight above 0 count alike. The loss of a batch without samples is 0.
+
+    All sums are fp32. input_precision: of the Triton kernels' products of fp32 inputs, as `tl.dot` names it; PyTorch's
+    own products follow `torch.set_float32_matmul_precision`.
     """
-    run = implementation({"reference": _InfoNCE.apply}, sequence.device)
-    return run(sequence, region, scale, weight, loss)
+    if not len(sequence):
+        return (sequence.sum() + region.sum() + 0 * scale.sum()).float()
+    return _InfoNCE.apply(sequence, region, scale, weight, loss, input_precision)
 
 
 def info_nce_reference(
@@ -43,88 +58,139 @@ def info_nce_reference(
     matched = logits.diagonal()
     if loss == "paper":
         return logits.flatten().logsumexp(0) - matched.logsumexp(0)
-    return ((logits.logsumexp(1) + logits.logsumexp(0)) / 2 - matched).mean()
+    terms = (logits.logsumexp(1) + logits.logsumexp(0)) / 2 - matched
+    return (weight[kept].to(terms.dtype) * terms).sum() / weight.sum()
 
 
 class _InfoNCE(torch.autograd.Function):
-    """Local rows against global columns, a [local, global] panel at a time, in fp32."""
+    """The collectives and the order of the panels, the same for both implementations of what is done to a panel."""
 
     @staticmethod
-    def forward(ctx, sequence, region, scale, weight, loss):
-        ctx.dtypes = sequence.dtype, region.dtype
+    def forward(ctx, sequence, region, scale, weight, loss, precision):
+        local, d = sequence.shape
+        rank, world = _place()
+        own = slice(rank * local, (rank + 1) * local)
         with torch.autocast(sequence.device.type, enabled=False):
-            kept = weight > 0
-            sequence, region = (torch.where(kept[:, None], rows.float(), 0.0) for rows in (sequence, region))
-            all_sequences, all_regions = _gather(sequence), _gather(region)
-            all_kept = _gather(kept)
-            batch = all_kept.sum()
+            kept, weight, scale = weight > 0, weight.float(), scale.float()
+            rows = torch.stack([sequence, region], 1).to(_dtype(sequence, region))
+            rows = _padded(torch.where(kept[:, None, None], rows, 0))
+            all_rows, all_weight = _gather(rows), _gather(weight)
+            panel = Panel(rows[:, 0], all_rows[:, 1], weight, all_weight, own.start, scale, precision)
 
-            matched = scale * (sequence * region).sum(1)
-            over_regions = _log_sum_exp(scale, sequence, all_regions, all_kept)
-            over_sequences = _log_sum_exp(scale, region, all_sequences, all_kept)
+            row_lse, column_lse, matched = _log_sum_exps(panel)
+            all_row_lse, all_matched, all_column_lse = row_lse, matched, column_lse
+            if world > 1:
+                of_ranks = _gather(torch.cat([row_lse, matched, column_lse])).reshape(world, -1)
+                all_row_lse, all_matched = (part.flatten() for part in of_ranks[:, : 2 * local].split(local, 1))
+                all_column_lse = of_ranks[:, 2 * local :].logsumexp(0)
             if loss == "clip":
-                share = ((over_regions + over_sequences) / 2 - matched)[kept].sum() / batch
-                lse = _gather(over_regions), _gather(over_sequences)
+                lse = all_row_lse, all_column_lse
+                factor = 0.5 / all_weight.sum().clamp(min=TINY)
+                terms = (row_lse + all_column_lse[own]).sub(matched, alpha=2)
+                share = torch.dot(weight, torch.where(kept, terms, 0)) * factor
             else:
-                lse = tuple(_gather(rows)[all_kept].logsumexp(0) for rows in (over_regions, matched))
-                share = (lse[0] - lse[1]) * kept.sum() / batch
-        ctx.save_for_backward(sequence, region, scale, kept, all_sequences, all_regions, all_kept, *lse)
-        ctx.loss, ctx.first_row = loss, _rank() * len(sequence)
+                over_pairs = all_row_lse.logsumexp(0)
+                over_matched = torch.where(all_weight > 0, all_matched, -torch.inf).logsumexp(0)
+                lse = over_pairs.repeat(len(all_weight)), over_matched.repeat(len(all_weight))
+                factor = torch.ones_like(over_pairs)
+                share = torch.where(kept, over_pairs - over_matched, 0).sum() / (all_weight > 0).sum().clamp(min=1)
+        ctx.save_for_backward(rows, all_rows, weight, all_weight, scale, factor, *lse)
+        ctx.d, ctx.own, ctx.world, ctx.loss, ctx.precision = d, own, world, loss, precision
         return share
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, upstream):
-        sequence, region, scale, kept, all_sequences, all_regions, all_kept, *lse = ctx.saved_tensors
-        other = lse[::-1] if ctx.loss == "clip" else lse
-        cosine = sequence @ all_regions.T
-        of_sequences = _panel_gradient(ctx.loss, scale * cosine, ctx.first_row, kept, all_kept, *lse)
-        of_regions = _panel_gradient(ctx.loss, scale * region @ all_sequences.T, ctx.first_row, kept, all_kept, *other)
-        d_sequence = upstream * scale * (of_sequences @ all_regions)
-        d_region = upstream * scale * (of_regions @ all_sequences)
-        d_scale = (upstream * (of_sequences * cosine).sum()).reshape(scale.shape)
-        return d_sequence.to(ctx.dtypes[0]), d_region.to(ctx.dtypes[1]), d_scale, None, None
+        rows, all_rows, weight, all_weight, scale, factor, row_lse, column_lse = ctx.saved_tensors
+        own, world, loss = ctx.own, ctx.world, ctx.loss
+        with torch.autocast(rows.device.type, enabled=False):
+            factor = upstream * factor
+            panel = Panel(rows[:, 0], all_rows[:, 1], weight, all_weight, own.start, scale, ctx.precision)
+            d_sequence, d_region, d_scale = _gradients(panel, loss, row_lse[own], column_lse, factor, world == 1)
+            if world > 1:
+                # The columns of its own regions: a panel of its own, cheaper than to add up those of all ranks.
+                panel = replace(panel, rows=rows[:, 1], columns=all_rows[:, 0])
+                lse = (column_lse, row_lse) if loss == "clip" else (row_lse, column_lse)
+                d_region, *_ = _gradients(panel, loss, lse[0][own], lse[1], factor, of_columns=False)
+        return d_sequence[:, : ctx.d], d_region[:, : ctx.d], d_scale, None, None, None
 
 
-def _panel_gradient(
+def _log_sum_exps(panel: Panel) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """`log_sum_exps` of a panel of any number of rows."""
+    row_lse, matched, column_lse = [], [], None
+    for _, piece in _pieces(panel):
+        of_rows, of_columns, of_pairs = log_sum_exps(piece)
+        row_lse.append(of_rows)
+        matched.append(of_pairs)
+        column_lse = of_columns if column_lse is None else torch.logaddexp(column_lse, of_columns)
+    return _joined(row_lse), column_lse, _joined(matched)
+
+
+def _gradients(
+    panel: Panel,
     loss: Loss,
-    logits: torch.Tensor,
-    first_row: int,
-    kept: torch.Tensor,
-    all_kept: torch.Tensor,
     row_lse: torch.Tensor,
     column_lse: torch.Tensor,
-) -> torch.Tensor:
-    """Gradient of the global loss with respect to a panel of logits, [local, global].
-
-    row_lse, column_lse: for `clip` [global], over each row and column of the whole matrix; for `paper` scalars, over
-    all pairs and over the matched ones.
-    """
-    row = torch.arange(len(logits), device=logits.device)
-    diagonal = row + first_row
-    logits = logits.masked_fill(~(kept[:, None] & all_kept), -torch.inf)
-    if loss == "clip":
-        # (P_ij + Q_ij - 2 d_ij) / 2B, with P the softmax over a row and Q that over a column
-        gradient = (logits - row_lse[diagonal, None]).exp() + (logits - column_lse).exp()
-        gradient[row, diagonal] -= 2 * kept
-        return gradient / (2 * all_kept.sum())
-    gradient = (logits - row_lse).exp()
-    gradient[row, diagonal] -= (logits[row, diagonal] - column_lse).exp()
-    return gradient
+    factor: torch.Tensor,
+    of_columns: bool,
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+    """Gradient of `factor` times the loss with respect to the rows and, if asked for, the columns, and the scale."""
+    d_rows, d_columns, d_scale = [], None, 0
+    for here, piece in _pieces(panel):
+        d_cosines, of_piece = gradient(piece, loss, row_lse[here], column_lse, factor)
+        d_rows.append(d_cosines @ panel.columns)
+        if of_columns:
+            to_columns = d_cosines.T @ piece.rows
+            d_columns = to_columns if d_columns is None else d_columns.float() + to_columns
+        d_scale = d_scale + of_piece
+        del d_cosines  # before the next one is made
+    return _joined(d_rows), d_columns, d_scale.reshape(panel.scale.shape)
 
 
-def _log_sum_exp(scale: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
-    return (scale * rows @ columns.T).masked_fill(~kept, -torch.inf).logsumexp(1)
+def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def _rank() -> int:
-    return dist.get_rank() if dist.is_initialized() else 0
+def _pieces(panel: Panel) -> list[tuple[slice, Panel]]:
+    """Panels of at most PANEL_ROWS rows, and where each stands."""
+    if len(panel.rows) <= PANEL_ROWS:
+        return [(slice(None), panel)]
+    slices = [slice(first, first + PANEL_ROWS) for first in range(0, len(panel.rows), PANEL_ROWS)]
+    return [
+        (
+            here,
+            replace(
+                panel,
+                rows=panel.rows[here],
+                row_weight=panel.row_weight[here],
+                first_column=panel.first_column + here.start,
+            ),
+        )
+        for here in slices
+    ]
+
+
+def _padded(rows: torch.Tensor) -> torch.Tensor:
+    """Embeddings with zeros up to a multiple of DEPTH numbers."""
+    missing = -rows.shape[-1] % DEPTH
+    return F.pad(rows, (0, missing)) if missing else rows
+
+
+def _dtype(sequence: torch.Tensor, region: torch.Tensor) -> torch.dtype:
+    both = sequence.dtype == region.dtype == torch.bfloat16
+    return torch.bfloat16 if both else torch.float32
+
+
+def _place() -> tuple[int, int]:
+    """This process's rank, and the world size."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
 def _gather(rows: torch.Tensor) -> torch.Tensor:
     """All ranks' rows, in order of rank; no gradient flows through."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
+    _, world = _place()
+    if world == 1:
         return rows
-    gathered = rows.new_empty(dist.get_world_size() * len(rows), *rows.shape[1:])
+    gathered = rows.new_empty(world * len(rows), *rows.shape[1:])
     dist.all_gather_into_tensor(gathered, rows.contiguous())
     return gathered

@@ -89,6 +89,14 @@ def test_the_curve_does_not_depend_on_ranks_rounds_and_padding(
     assert_same_curves(tmp_path, on_two_ranks)
 
 
+def test_the_triton_kernels_train_as_their_references_do(tmp_path, monkeypatch, pretrain, ds_config, on_two_ranks):
+    monkeypatch.setenv("GENEBERT_KERNELS", "triton")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    output = pretrain(2, "--ds_config", str(ds_config(9, 3)), "--out", str(tmp_path), "--workers", "0")
+    assert "triton kernels" in output
+    assert_same_curves(tmp_path, on_two_ranks)
+
+
 def test_a_killed_run_resumes_and_its_curve_joins(tmp_path, deepspeed, pretrain, ds_config, on_two_ranks):
     arguments = ("--ds_config", str(ds_config(9)), "--out", str(tmp_path), "--save_every", "8")
     process = deepspeed(2, *arguments)
