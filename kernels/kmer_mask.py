@@ -100,23 +100,21 @@ def mask_kmers(
     A sample whose tokens do not fit the row, or whose windows the bases do not hold, raises `ValueError` on a CPU. On
     CUDA, where to ask would mean to wait for the device, its token ids are all -1, which no embedding takes.
     """
-    if bases.device.type == "cpu":
-        _check_fit(bases, window_kmers, masking)
+    if bases.device.type == "cpu" and len(bases):
+        tokens, n_bases = (int(needed.max()) for needed in _needed(window_kmers, masking.k))
+        if tokens > masking.tokens:
+            raise ValueError(f"a sample of {tokens} tokens does not fit a row of {masking.tokens}")
+        if n_bases > bases.shape[1]:
+            raise ValueError(f"the windows of a sample hold {n_bases} bases, its row has {bases.shape[1]}")
     return dispatch.run(
         _mask_kmers_triton, mask_kmers_reference, bases.device, bases, window_kmers, sample, epoch, masking
     )
 
 
-def _check_fit(bases: torch.Tensor, window_kmers: torch.Tensor, masking: Masking) -> None:
-    if not len(bases):
-        return
+def _needed(window_kmers: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens that each sample's row must have, and bases, int64 [batch]."""
     kmers = window_kmers.long()
-    tokens = int(kmers.sum(1).max()) + 3
-    if tokens > masking.tokens:
-        raise ValueError(f"a sample of {tokens} tokens does not fit a row of {masking.tokens}")
-    n_bases = int((kmers + (kmers > 0) * (masking.k - 1)).sum(1).max())
-    if n_bases > bases.shape[1]:
-        raise ValueError(f"the windows of a sample hold {n_bases} bases, its row has {bases.shape[1]}")
+    return kmers.sum(1) + 3, (kmers + (kmers > 0) * (k - 1)).sum(1)
 
 
 def kmer_ids(bases: torch.Tensor, k: int) -> torch.Tensor:
@@ -158,8 +156,10 @@ def mask_kmers_reference(
     masked_labels = torch.full_like(masked_positions, IGNORED)
     masked_positions[row, slot[row, place]] = place
     masked_labels[row, slot[row, place]] = before[row, place]
+    tokens_needed, bases_needed = _needed(window_kmers, masking.k)
+    fits = ((tokens_needed <= tokens) & (bases_needed <= bases.shape[1]))[:, None]
     return MaskedBatch(
-        token_ids=torch.where(masked, corrupted, before),
+        token_ids=torch.where(fits, torch.where(masked, corrupted, before), -1),
         segment_ids=segment_ids,
         attention_mask=attention_mask,
         labels=torch.where(masked, before, IGNORED),

@@ -40,7 +40,7 @@ def philox(key: tuple[Array | int, Array | int], counter: tuple[Array | int, ...
 
 
 def draw(seed: int, epoch: Array | int, stream: Stream, sample: Array, position: Array | int) -> tuple[Array, ...]:
-    """Four independent words, uniform over [0, 2**32), for each (epoch, sample, position)."""
+    """Four independent words, uniform over [0, 2**32), for each (epoch, sample, position); an int is below 2**31."""
     return philox((seed, epoch), (position, int(stream), sample, sample >> 32))
 
 
