@@ -65,7 +65,7 @@ def _triton_works() -> bool:
     """Compile and launch the smallest kernel: it takes a C compiler, Python's headers, ptxas and a driver."""
     try:
         _probe[(1,)](torch.zeros(1, device="cuda"))
-    except (TritonError, OSError, RuntimeError, subprocess.CalledProcessError) as error:
+    except (TritonError, AssertionError, ImportError, OSError, RuntimeError, subprocess.CalledProcessError) as error:
         _fall_back(error)
         return False
     return True

@@ -4,6 +4,7 @@ Each in plain PyTorch, which defines it, and as a Triton kernel. The kernels wor
 leave a tile's logits in memory (online softmax, Milakov and Gimelshein 2018), the gradient is written once.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,6 +18,7 @@ Loss = Literal["clip", "paper"]
 Precision = Literal["ieee", "tf32x3", "tf32"]
 
 PROGRAMS = 512  # that a launch has at least, where there is work for as many
+MOST_RUNS = 128  # so that the merge can hold the parts of a row
 MERGED = 64  # rows or columns that a program of the merge takes
 DEPTH = 64  # embeddings are padded to a multiple of it, so that tiles need no masks along them
 
@@ -109,7 +111,7 @@ class _Tiles:
 
     @classmethod
     def of(cls, panel: Panel) -> "_Tiles":
-        return cls(128, 128, 64) if panel.rows.dtype == torch.bfloat16 else cls(64, 64, 32)
+        return cls(128, 128, 64) if panel.rows.dtype == torch.bfloat16 else cls(128, 64, 32)
 
     def grid(self, panel: Panel) -> tuple[int, int]:
         """Tiles that cover the panel, down and across."""
@@ -144,7 +146,7 @@ def _log_sum_exps_triton(panel: Panel) -> tuple[torch.Tensor, torch.Tensor, torc
     tiles, device = _Tiles.of(panel), panel.rows.device
     down, across = tiles.grid(panel)
     # A program walks over a run of tiles; the runs are short enough that there are programs for every multiprocessor.
-    run = triton.cdiv(across, min(across, triton.cdiv(PROGRAMS, down)))
+    run = triton.cdiv(across, min(across, triton.cdiv(PROGRAMS, down), MOST_RUNS))
     runs = triton.cdiv(across, run)
     row_parts = torch.empty(runs, len(panel.rows), device=device)
     column_parts = torch.empty(down, len(panel.columns), device=device)
@@ -192,6 +194,9 @@ def _gradient_triton(
     return d_cosines[:, : len(panel.columns)], d_scale.sum()
 
 
+_LOG2_E, _LN_2 = tl.constexpr(1 / math.log(2)), tl.constexpr(math.log(2))
+
+
 @triton.jit
 def _log_sum_exps_kernel(
     rows,
@@ -230,7 +235,7 @@ def _log_sum_exps_kernel(
         first_column = (tl.program_id(1) * RUN + step) * COLUMNS
         column = first_column + tl.arange(0, COLUMNS)
         column_kept = tl.load(column_weight + column, mask=column < n_columns, other=0) > 0
-        logits = scale * _cosines_of_tile(
+        cosines = _cosines_of_tile(
             rows,
             columns,
             first_row,
@@ -246,24 +251,25 @@ def _log_sum_exps_kernel(
             PRECISION,
             UPCAST,
         )
-        own += tl.sum(tl.where(row[:, None] + matched_shift == column[None, :], logits, 0.0), 1)
-        logits = tl.where(row_kept[:, None] & column_kept[None, :], logits, float("-inf"))
+        own += tl.sum(tl.where(row[:, None] + matched_shift == column[None, :], cosines, 0.0), 1)
+        # In units of log 2, as all parts are: a power of two is cheaper than one of e.
+        logits = tl.where(row_kept[:, None] & column_kept[None, :], (scale * _LOG2_E) * cosines, float("-inf"))
 
         new_maximum = tl.maximum(maximum, tl.max(logits, 1))
         base = _finite(new_maximum)
-        total = total * tl.exp(maximum - base) + tl.sum(tl.exp(logits - base[:, None]), 1)
+        total = total * tl.exp2(maximum - base) + tl.sum(tl.exp2(logits - base[:, None]), 1)
         maximum = new_maximum
 
         base = _finite(tl.max(logits, 0))
-        of_tile = base + tl.log(tl.sum(tl.exp(logits - base[None, :]), 0))
+        of_tile = base + tl.log2(tl.sum(tl.exp2(logits - base[None, :]), 0))
         here = tl.program_id(0).to(tl.int64) * n_columns + column
         tl.store(column_parts + here, of_tile, mask=column < n_columns)
 
     here = tl.program_id(1).to(tl.int64) * n_rows + row
-    tl.store(row_parts + here, _finite(maximum) + tl.log(total), mask=row < n_rows)
+    tl.store(row_parts + here, _finite(maximum) + tl.log2(total), mask=row < n_rows)
     # The matched column of a row lies in one run.
     run = (row + matched_shift) // (RUN * COLUMNS)
-    tl.store(matched + row, own, mask=(row < n_rows) & (run == tl.program_id(1)))
+    tl.store(matched + row, scale * own, mask=(row < n_rows) & (run == tl.program_id(1)))
 
 
 @triton.jit
@@ -312,22 +318,23 @@ def _gradient_kernel(
         UPCAST,
     )
     scale = tl.load(scale)
-    logits = scale * cosines
+    logits = (scale * _LOG2_E) * cosines  # in units of log 2
     row_kept = tl.load(row_weight + row, mask=row < n_rows, other=0)[:, None]
     column_kept = tl.load(column_weight + column, mask=column < n_columns, other=0)[None, :]
-    over_row = tl.exp(logits - tl.load(row_lse + row, mask=row < n_rows, other=0.0)[:, None])
-    over_column = tl.exp(logits - tl.load(column_lse + column, mask=column < n_columns, other=0.0)[None, :])
+    over_row = tl.exp2(logits - _LOG2_E * tl.load(row_lse + row, mask=row < n_rows, other=0.0)[:, None])
+    column_lse = _LOG2_E * tl.load(column_lse + column, mask=column < n_columns, other=0.0)
+    over_column = tl.exp2(logits - column_lse[None, :])
     is_matched = row[:, None] + matched_shift == column[None, :]
     if CLIP:
         tile = row_kept * over_row + column_kept * over_column - tl.where(is_matched, 2 * row_kept, 0.0)
     else:
         tile = over_row - tl.where(is_matched, over_column, 0.0)
     tile = tl.load(factor) * tl.where((row_kept > 0) & (column_kept > 0), tile, 0.0)
-    d_cosines += first_row.to(tl.int64) * d_cosines_stride + first_column
-    here = tl.arange(0, ROWS)[:, None] * d_cosines_stride + tl.arange(0, COLUMNS)[None, :]
-    tl.store(d_cosines + here, scale * tile, mask=(row < n_rows)[:, None] & (column < n_columns)[None, :])
     here = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
     tl.store(d_scale + here, tl.sum(tile * cosines))
+    d_cosines += first_row.to(tl.int64) * d_cosines_stride + first_column
+    here = tl.arange(0, ROWS)[:, None] * d_cosines_stride + tl.arange(0, COLUMNS)[None, :]
+    tl.store(d_cosines + here, scale * tile, mask=(row < n_rows)[:, None] & (column < d_cosines_stride)[None, :])
 
 
 @triton.jit
@@ -357,9 +364,9 @@ def _merge(parts, lse, block, n, PARTS: tl.constexpr, PADDED: tl.constexpr, BLOC
     part, i = tl.arange(0, PADDED)[:, None], block * BLOCK + tl.arange(0, BLOCK)[None, :]
     values = tl.load(parts + part.to(tl.int64) * n + i, mask=(part < PARTS) & (i < n), other=float("-inf"))
     base = _finite(tl.max(values, 0))
-    total = tl.sum(tl.exp(values - base[None, :]), 0)
+    total = tl.sum(tl.exp2(values - base[None, :]), 0)
     i = block * BLOCK + tl.arange(0, BLOCK)
-    tl.store(lse + i, base + tl.log(total), mask=i < n)
+    tl.store(lse + i, _LN_2 * (base + tl.log2(total)), mask=i < n)
 
 
 @triton.jit
