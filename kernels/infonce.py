@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from kernels.infonce_panel import DEPTH, Loss, Panel, Precision, gradient, log_sum_exps
+from kernels.infonce_panel import DEPTH, LOWEST, Loss, Panel, Precision, combined, gradient, log_sum_exps
 
 PANEL_ROWS = 4096
 TINY = 1e-30  # in place of a sum of weights that is 0
@@ -33,7 +33,8 @@ def info_nce(
     """This rank's share of the loss of matching each sequence with its region, a scalar in fp32.
 
     sequence, region: [local batch, d], normalised rows; where both are bf16 their products are bf16's, else fp32's;
-    scale: [1], the inverse temperature; weight: [local batch], at least 0. All ranks give the same shapes.
+    scale: [1], the inverse temperature, at least 0; weight: [local batch], at least 0. All ranks give the same shapes.
+    Raises `ValueError` where the shapes do not fit.
 
     clip:  mean over the batch, by weight, of  (lse_j s_ij + lse_i s_ji) / 2 - s_ii,  s = scale * sequence @ region.T
     paper: lse_ij s_ij - lse_i s_ii  (GeneBERT, Eq. 3 read as one softmax over all pairs)
@@ -44,6 +45,9 @@ def info_nce(
     All sums are fp32. input_precision: of the Triton kernels' products of fp32 inputs, as `tl.dot` names it; PyTorch's
     own products follow `torch.set_float32_matmul_precision`.
     """
+    if not (sequence.shape == region.shape and sequence.ndim == 2 and weight.shape == sequence.shape[:1]):
+        shapes = ", ".join(str(list(tensor.shape)) for tensor in (sequence, region, weight))
+        raise ValueError(f"sequence, region and weight of shapes {shapes}: give [n, d], [n, d] and [n]")
     if not len(sequence):
         return (sequence.sum() + region.sum() + 0 * scale.sum()).float()
     return _InfoNCE.apply(sequence, region, scale, weight, loss, input_precision)
@@ -71,7 +75,7 @@ class _InfoNCE(torch.autograd.Function):
         rank, world = _place()
         own = slice(rank * local, (rank + 1) * local)
         with torch.autocast(sequence.device.type, enabled=False):
-            kept, weight, scale = weight > 0, weight.float(), scale.float()
+            kept, weight, scale = weight > 0, weight.float().contiguous(), scale.float()
             rows = torch.stack([sequence, region], 1).to(_dtype(sequence, region))
             rows = _padded(torch.where(kept[:, None, None], rows, 0))
             all_rows, all_weight = _gather(rows), _gather(weight)
@@ -80,20 +84,25 @@ class _InfoNCE(torch.autograd.Function):
             row_lse, column_lse, matched = _log_sum_exps(panel)
             all_row_lse, all_matched, all_column_lse = row_lse, matched, column_lse
             if world > 1:
-                of_ranks = _gather(torch.cat([row_lse, matched, column_lse])).reshape(world, -1)
-                all_row_lse, all_matched = (part.flatten() for part in of_ranks[:, : 2 * local].split(local, 1))
-                all_column_lse = of_ranks[:, 2 * local :].logsumexp(0)
+                of_ranks = _gather(torch.cat([*row_lse, matched, *column_lse])).reshape(world, -1)
+                all_row_lse = of_ranks[:, : 2 * local].reshape(world, 2, local).transpose(0, 1).reshape(2, -1)
+                all_matched = of_ranks[:, 2 * local : 3 * local].flatten()
+                all_column_lse = combined(of_ranks[:, 3 * local :].reshape(world, 2, -1), scale)
             if loss == "clip":
                 lse = all_row_lse, all_column_lse
                 factor = 0.5 / all_weight.sum().clamp(min=TINY)
-                terms = (row_lse + all_column_lse[own]).sub(matched, alpha=2)
+                both = torch.stack([row_lse, all_column_lse[:, own]])
+                terms = (scale * (both[:, 0] - matched) + both[:, 1]).sum(0)
                 share = torch.dot(weight, torch.where(kept, terms, 0)) * factor
             else:
-                over_pairs = all_row_lse.logsumexp(0)
-                over_matched = torch.where(all_weight > 0, all_matched, -torch.inf).logsumexp(0)
-                lse = over_pairs.repeat(len(all_weight)), over_matched.repeat(len(all_weight))
-                factor = torch.ones_like(over_pairs)
-                share = torch.where(kept, over_pairs - over_matched, 0).sum() / (all_weight > 0).sum().clamp(min=1)
+                all_kept = all_weight > 0
+                over_pairs = combined(all_row_lse.T[:, :, None], scale)
+                cosines = torch.where(all_kept, all_matched, LOWEST)
+                over_matched = combined(torch.stack([cosines, all_kept.log()], 1)[:, :, None], scale)
+                lse = over_pairs.expand(2, len(all_kept)), over_matched.expand(2, len(all_kept))
+                factor = torch.ones((), device=rows.device)
+                term = scale * (over_pairs[0] - over_matched[0]) + over_pairs[1] - over_matched[1]
+                share = torch.where(kept, term, 0).sum() / all_kept.sum().clamp(min=1)
         ctx.save_for_backward(rows, all_rows, weight, all_weight, scale, factor, *lse)
         ctx.d, ctx.own, ctx.world, ctx.loss, ctx.precision = d, own, world, loss, precision
         return share
@@ -106,12 +115,12 @@ class _InfoNCE(torch.autograd.Function):
         with torch.autocast(rows.device.type, enabled=False):
             factor = upstream * factor
             panel = Panel(rows[:, 0], all_rows[:, 1], weight, all_weight, own.start, scale, ctx.precision)
-            d_sequence, d_region, d_scale = _gradients(panel, loss, row_lse[own], column_lse, factor, world == 1)
+            d_sequence, d_region, d_scale = _gradients(panel, loss, row_lse[:, own], column_lse, factor, world == 1)
             if world > 1:
                 # The columns of its own regions: a panel of its own, cheaper than to add up those of all ranks.
                 panel = replace(panel, rows=rows[:, 1], columns=all_rows[:, 0])
                 lse = (column_lse, row_lse) if loss == "clip" else (row_lse, column_lse)
-                d_region, *_ = _gradients(panel, loss, lse[0][own], lse[1], factor, of_columns=False)
+                d_region, *_ = _gradients(panel, loss, lse[0][:, own], lse[1], factor, of_columns=False)
         return d_sequence[:, : ctx.d], d_region[:, : ctx.d], d_scale, None, None, None
 
 
@@ -122,8 +131,8 @@ def _log_sum_exps(panel: Panel) -> tuple[torch.Tensor, torch.Tensor, torch.Tenso
         of_rows, of_columns, of_pairs = log_sum_exps(piece)
         row_lse.append(of_rows)
         matched.append(of_pairs)
-        column_lse = of_columns if column_lse is None else torch.logaddexp(column_lse, of_columns)
-    return _joined(row_lse), column_lse, _joined(matched)
+        column_lse = of_columns if column_lse is None else combined(torch.stack([column_lse, of_columns]), panel.scale)
+    return _joined(row_lse, 1), column_lse, _joined(matched)
 
 
 def _gradients(
@@ -137,7 +146,7 @@ def _gradients(
     """Gradient of `factor` times the loss with respect to the rows and, if asked for, the columns, and the scale."""
     d_rows, d_columns, d_scale = [], None, 0
     for here, piece in _pieces(panel):
-        d_cosines, of_piece = gradient(piece, loss, row_lse[here], column_lse, factor)
+        d_cosines, of_piece = gradient(piece, loss, row_lse[:, here], column_lse, factor)
         d_rows.append(d_cosines @ panel.columns)
         if of_columns:
             to_columns = d_cosines.T @ piece.rows
@@ -147,8 +156,8 @@ def _gradients(
     return _joined(d_rows), d_columns, d_scale.reshape(panel.scale.shape)
 
 
-def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+def _joined(parts: list[torch.Tensor], dim: int = 0) -> torch.Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
 
 
 def _pieces(panel: Panel) -> list[tuple[slice, Panel]]:

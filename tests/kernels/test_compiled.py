@@ -183,6 +183,8 @@ def largest_numbers(launch: Launch) -> list[tuple[str, int]]:
             values[result] = launch.grid["xyz".index(rest[0])]
         elif name in ("splat", "expand_dims", "broadcast", "extsi"):
             values[result] = known[0]
+        elif name in ("divsi", "remsi") and None not in known:
+            values[result] = known[0] // known[1] if name == "divsi" else min(known)
         elif name in ("muli", "addi") and None not in known:
             values[result] = known[0] * known[1] if name == "muli" else known[0] + known[1]
             found.append((re.search(r"i(32|64)>?$", rest)[1], values[result]))
