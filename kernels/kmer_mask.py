@@ -146,26 +146,22 @@ def mask_kmers_reference(
     slot = masked.cumsum(1) - 1
     masked &= slot < capacity
 
-    kind, choice = (word[:, span - 1 :] for word in words[1:3])
-    random_kmer = N_SPECIAL + below(choice, 4**masking.k)
-    stays = torch.where(kind < threshold(1 - STAYS), random_kmer, before)
-    corrupted = torch.where(kind < threshold(BECOMES_MASK), MASK, stays)
-
     row, place = masked.nonzero(as_tuple=True)
-    masked_positions = torch.zeros(len(bases), capacity, dtype=torch.int64, device=bases.device)
-    masked_labels = torch.full_like(masked_positions, IGNORED)
-    masked_positions[row, slot[row, place]] = place
-    masked_labels[row, slot[row, place]] = before[row, place]
+    slot, original = slot[row, place], before[row, place]
+    kind, choice = (word[row, place + span - 1] for word in words[1:3])
+    random_kmer = N_SPECIAL + below(choice, 4**masking.k)
+    corrupted = torch.where(kind < threshold(1 - STAYS), random_kmer, original)
+    corrupted = torch.where(kind < threshold(BECOMES_MASK), MASK, corrupted)
+
     tokens_needed, bases_needed = _needed(window_kmers, masking.k)
-    fits = ((tokens_needed <= tokens) & (bases_needed <= bases.shape[1]))[:, None]
-    return MaskedBatch(
-        token_ids=torch.where(fits, torch.where(masked, corrupted, before), -1),
-        segment_ids=segment_ids,
-        attention_mask=attention_mask,
-        labels=torch.where(masked, before, IGNORED),
-        masked_positions=masked_positions,
-        masked_labels=masked_labels,
-    )
+    fits = (tokens_needed <= tokens) & (bases_needed <= bases.shape[1])
+    token_ids, labels = before.clone(), torch.full_like(before, IGNORED)
+    masked_positions = before.new_zeros(len(bases), capacity)
+    masked_labels = torch.full_like(masked_positions, IGNORED)
+    token_ids[row, place], labels[row, place] = corrupted, original
+    masked_positions[row, slot], masked_labels[row, slot] = place, original
+    token_ids[~fits] = -1
+    return MaskedBatch(token_ids, segment_ids, attention_mask, labels, masked_positions, masked_labels)
 
 
 def _rows(
