@@ -31,7 +31,8 @@ def chosen(device: torch.device) -> str:
         raise ValueError("GENEBERT_KERNELS=triton: without a CUDA device it needs TRITON_INTERPRET=1 beside it")
     if forced:
         return forced
-    return "triton" if device.type == "cuda" and _failure is None and _triton_works() else "reference"
+    compiled = device.type == "cuda" and not interpreted()
+    return "triton" if compiled and _failure is None and _triton_works() else "reference"
 
 
 def run(kernel: Callable, reference: Callable, device: torch.device, *arguments: Any) -> Any:
@@ -41,8 +42,10 @@ def run(kernel: Callable, reference: Callable, device: torch.device, *arguments:
     try:
         with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
             return kernel(*arguments)
-    except TritonError as error:
-        if _forced():
+    except (TritonError, OSError, RuntimeError, subprocess.CalledProcessError) as error:
+        # The compiler's passes and the device itself fail with the same type: what the device says is not to be hidden.
+        of_device = isinstance(error, RuntimeError) and "PassManager" not in str(error)
+        if of_device or _forced():
             raise
         _fall_back(error)
     return reference(*arguments)

@@ -5,8 +5,8 @@ sequences x global regions, gives the log-sum-exp of its rows, and its part of t
 these; then each forms the gradient of the GLOBAL loss with respect to its own rows by itself, so the backward pass
 communicates nothing. Each rank returns its share: the shares, and the gradients of `scale`, add up to the global ones.
 
-The logits of a batch are never in memory: their log-sum-exps are made tile by tile, and their gradient in panels of
-PANEL_ROWS rows (`kernels.infonce_panel`) that go into two matrix products. All sums have a fixed order: the same
+No more than PANEL_ROWS rows of the logits' gradient are in memory, a panel (`kernels.infonce_panel`) that goes into
+two matrix products; of the logits themselves Triton holds no more than a tile. All sums have a fixed order: the same
 inputs, the same bits.
 """
 
@@ -16,7 +16,8 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from kernels.infonce_panel import DEPTH, LOWEST, Loss, Panel, Precision, combined, gradient, log_sum_exps
+from kernels.infonce_kernels import DEPTH, LOWEST
+from kernels.infonce_panel import Loss, Panel, Precision, combined, gradient, log_sum_exps
 
 PANEL_ROWS = 4096
 TINY = 1e-30  # in place of a sum of weights that is 0
@@ -42,8 +43,9 @@ def info_nce(
     A sample of weight 0 is padding, neither row nor column, whatever its embeddings hold. `paper` has no mean over
     samples: there all of weight above 0 count alike. The loss of a batch without samples is 0.
 
-    All sums are fp32. input_precision: of the Triton kernels' products of fp32 inputs, as `tl.dot` names it; PyTorch's
-    own products follow `torch.set_float32_matmul_precision`.
+    The loss, its log-sum-exps and the gradient of the logits are fp32 sums. input_precision: of the Triton kernels'
+    products of fp32 inputs, as `tl.dot` names it. The products that give the embeddings' gradients are PyTorch's: they
+    follow `torch.set_float32_matmul_precision`, and in bf16 are rounded to it, a panel at a time.
     """
     if not (sequence.shape == region.shape and sequence.ndim == 2 and weight.shape == sequence.shape[:1]):
         shapes = ", ".join(str(list(tensor.shape)) for tensor in (sequence, region, weight))
@@ -119,6 +121,7 @@ class _InfoNCE(torch.autograd.Function):
             if world > 1:
                 # The columns of its own regions: a panel of its own, cheaper than to add up those of all ranks.
                 panel = replace(panel, rows=rows[:, 1], columns=all_rows[:, 0])
+                # `clip` changes the roles of rows and columns; `paper` has all pairs and the matched ones in either.
                 lse = (column_lse, row_lse) if loss == "clip" else (row_lse, column_lse)
                 d_region, *_ = _gradients(panel, loss, lse[0][:, own], lse[1], factor, of_columns=False)
         return d_sequence[:, : ctx.d], d_region[:, : ctx.d], d_scale, None, None, None
@@ -150,9 +153,10 @@ def _gradients(
         d_rows.append(d_cosines @ panel.columns)
         if of_columns:
             to_columns = d_cosines.T @ piece.rows
-            d_columns = to_columns if d_columns is None else d_columns.float() + to_columns
+            d_columns = to_columns if d_columns is None else d_columns.float().add_(to_columns)
         d_scale = d_scale + of_piece
         del d_cosines  # before the next one is made
+    d_columns = None if d_columns is None else d_columns.to(panel.rows.dtype)
     return _joined(d_rows), d_columns, d_scale.reshape(panel.scale.shape)
 
 

@@ -66,7 +66,7 @@ def span_tokens(rule: str, k: int) -> int:
 def capacity_for(tokens: int, rate: float, span: int) -> int:
     """Slots for the masked tokens of a row: six standard deviations above their mean, a multiple of 8.
 
-    A row that draws more (about one in 1e9) leaves those past the last slot unmasked.
+    A row that draws more (fewer than one in 1e7) leaves those past the last slot unmasked.
     """
     deviation = math.sqrt(tokens * rate * (1 - rate) * span)
     return min(tokens, math.ceil((tokens * rate + 6 * deviation) / 8) * 8)
@@ -279,7 +279,7 @@ def _mask_kmers_kernel(
             n_a += in_window
     fits = (n_kmers + 3 <= TOKENS) & (n_window_bases <= n_bases)
 
-    # The last span to begin so far, and the tokens masked so far.
+    # The last span to begin so far, and the tokens masked so far. Spans that begin at -SPAN or before reach nothing.
     lead = tl.arange(0, LEAD) - LEAD
     lead_word, _, _ = _words(key, number, lead)
     last_begin = tl.max(tl.where(lead_word < span_threshold, lead, _NOWHERE), 0)

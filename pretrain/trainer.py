@@ -109,12 +109,12 @@ class Trainer:
         return {f"val/{name}": value for name, value in (self._metrics(sums) | recalls).items()}
 
     def mask(self, batch: Batch, rate: float) -> MaskedBatch:
-        masking = replace(self.masking, rate=rate)
+        masking = replace(self._at_largest_rate, rate=rate)
         return mask_kmers(batch["bases"], batch["window_kmers"], batch["sample"], batch["epoch"], masking)
 
     @cached_property
-    def masking(self) -> Masking:
-        """At the larger of the run's two rates, for which the slots of masked tokens suffice."""
+    def _at_largest_rate(self) -> Masking:
+        """For the larger of the run's two rates the slots of masked tokens suffice."""
         model, config = self.model.config, self.config
         span, rate = span_tokens(config.mask_span, model.k), max(config.mask_rate, config.late_mask_rate)
         return Masking(

@@ -10,8 +10,8 @@ from kernels import dispatch
 
 @pytest.fixture
 def device() -> torch.device:
-    """The CUDA device where there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """The CUDA device where there is one, else, and for what is interpreted, the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() and not dispatch.interpreted() else "cpu")
 
 
 @pytest.fixture(params=["reference", pytest.param("triton", marks=pytest.mark.triton)])

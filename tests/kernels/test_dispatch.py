@@ -227,6 +227,11 @@ FAILURES = [
     pytest.param(raising(CompilationError(None, ast.Pass(), "never")), CompilationError, id="CompilationError"),
     pytest.param(raising(TOO_LARGE), OutOfResources, id="OutOfResources"),
     pytest.param(raising(PTXASError("Internal Triton PTX codegen error")), PTXASError, id="PTXASError"),
+    pytest.param(raising(RuntimeError("PassManager::run failed")), RuntimeError, id="compiler's pass"),
+    pytest.param(raising(OSError("No space left on device")), OSError, id="no room for the cache"),
+    pytest.param(
+        raising(subprocess.CalledProcessError(1, "gcc")), subprocess.CalledProcessError, id="launcher's C compiler"
+    ),
     *(
         pytest.param(
             compiled(kernel),
@@ -279,7 +284,7 @@ def test_the_reference_s_own_errors_are_not_hidden():
         dispatch.run(plus_one, raising(ValueError("no such batch")), CPU, torch.zeros(2))
 
 
-@pytest.mark.parametrize("failing", ["_log_sum_exps_triton", "_gradient_triton"])
+@pytest.mark.parametrize("failing", ["log_sum_exps_triton", "gradient_triton"])
 def test_infonce_falls_back_in_the_middle_of_a_step(monkeypatch, triton_starts, failing):
     """One kernel fails, the other one's result is kept."""
     sequence, region = (F.normalize(torch.randn(8, 16, generator=torch.Generator().manual_seed(i))) for i in range(2))
@@ -294,7 +299,7 @@ def test_infonce_falls_back_in_the_middle_of_a_step(monkeypatch, triton_starts, 
     chosen = dispatch.chosen
     monkeypatch.setattr(dispatch, "chosen", lambda device: chosen(CUDA))
     for name in ("log_sum_exps", "gradient"):
-        monkeypatch.setattr(infonce_panel, f"_{name}_triton", getattr(infonce_panel, f"{name}_reference"))
+        monkeypatch.setattr(infonce_panel, f"{name}_triton", getattr(infonce_panel, f"{name}_reference"))
     monkeypatch.setattr(infonce_panel, failing, lambda *_: raising(TOO_LARGE)(None))
     with warned() as caught:
         found = step()

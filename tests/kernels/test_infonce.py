@@ -10,7 +10,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from kernels import infonce_panel
+from kernels import infonce_kernels
 from kernels.infonce import PANEL_ROWS, info_nce, info_nce_reference
 from kernels.infonce_panel import Panel, gradient, log_sum_exps
 from tests.kernels.infonce_oracle import (
@@ -125,7 +125,7 @@ def test_chance_at_scale_zero(implementation, device):
 def test_panels_and_runs_of_tiles_of_any_length(panel_rows, programs, dtype, loss, implementation, device, monkeypatch):
     # 300 columns are 5 tiles; 4 programs for 2 tiles of rows take runs of 3, so the last tile of the last lies outside.
     monkeypatch.setattr("kernels.infonce.PANEL_ROWS", panel_rows)
-    monkeypatch.setattr("kernels.infonce_panel.PROGRAMS", programs)
+    monkeypatch.setattr("kernels.infonce_kernels.PROGRAMS", programs)
     batch = draw_batch(300, 64, 14.3, dtype)
     check(answer_of(info_nce, poisoned(batch.to(device)), loss=loss), batch, loss, dtype=dtype)
 
@@ -297,12 +297,12 @@ def test_launches_for_eight_million_columns_are_within_cudas_bounds(dtype, monke
 
     kernels = ("_log_sum_exps_kernel", "_merge_kernel", "_gradient_kernel")
     for name in kernels:
-        monkeypatch.setattr(infonce_panel, name, Launcher())
+        monkeypatch.setattr(infonce_kernels, name, Launcher())
     with torch.device("meta"):
         rows, columns = torch.empty(PANEL_ROWS, 256, dtype=dtype), torch.empty(2**23, 256, dtype=dtype)
         panel = Panel(rows, columns, torch.empty(PANEL_ROWS), torch.empty(2**23), 0, torch.empty(1), "ieee")
-        infonce_panel._log_sum_exps_triton(panel)
-        infonce_panel._gradient_triton(
+        infonce_kernels.log_sum_exps_triton(panel)
+        infonce_kernels.gradient_triton(
             panel, "clip", torch.empty(2, PANEL_ROWS), torch.empty(2, 2**23), torch.empty(())
         )
     assert len(grids) == len(kernels)
@@ -340,27 +340,35 @@ def test_a_million_pairs_on_one_card(memory, device):
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_embeddings_of_more_than_2_31_elements(memory, device):
-    n, d, own, s = 2**22 + 65, 512, 100, 5.0
-    assert n * d > 2**31
-    memory(4 * n * d)
+    memory(4 * (2**22 + 65) * 512)
+    check_last_rows(2**22 + 65, 512, device)
+
+
+def test_the_last_rows_of_a_small_batch(implementation, device):
+    check_last_rows(565, 64, device)
+
+
+def check_last_rows(n: int, d: int, device: torch.device) -> None:
+    """The last 100 of n unit vectors along few axes, against all: log-sum-exps and gradient in closed form."""
+    own, s = 100, 5.0
     classes = classes_of(n, d).to(device)
     columns = torch.zeros(n, d, dtype=torch.bfloat16, device=device)
     columns[torch.arange(n, device=device), classes] = 1
-    first = n - own  # the matched columns lie past the 2**31-th element
+    first = n - own
     weight, scale = torch.ones(n, device=device), torch.tensor([s], device=device)
     panel = Panel(columns[first:].clone(), columns, weight[first:], weight, first, scale, "ieee")
     row_lse, column_lse, matched = log_sum_exps(panel)
     of_row = classes[first:].bincount(minlength=d).double()
     of_column = classes.bincount(minlength=d).double()
-    lse = (of_column * np.exp(s) + n - of_column).log()[classes[first:]]
-    # Sums of four million numbers, in runs of tiles.
-    torch.testing.assert_close(row_lse.double(), lse, rtol=1e-5, atol=0)
-    lse = (of_row * np.exp(s) + own - of_row).log()[classes]
-    torch.testing.assert_close(column_lse.double(), lse, rtol=1e-5, atol=0)
-    assert (matched == s).all()
+    over_row = (of_column * np.exp(s) + n - of_column).log()[classes[first:]]
+    over_column = (of_row * np.exp(s) + own - of_row).log()[classes]
+    # Sums of up to four million numbers, in runs of tiles.
+    torch.testing.assert_close((s * row_lse[0] + row_lse[1]).double(), over_row, rtol=1e-5, atol=0)
+    torch.testing.assert_close((s * column_lse[0] + column_lse[1]).double(), over_column, rtol=1e-5, atol=0)
+    assert (matched == 1).all()
     d_cosines, _ = gradient(panel, "clip", row_lse, column_lse, torch.tensor(1.0, device=device))
     for here in (slice(0, own), slice(first, n)):
-        cosines = panel.rows.float() @ columns[here].float().T
-        expected = (s * cosines - row_lse[:, None]).exp() + (s * cosines - column_lse[here]).exp()
+        logits = s * (panel.rows.float() @ columns[here].float().T).double()
+        expected = (logits - over_row[:, None]).exp() + (logits - over_column[here]).exp()
         expected -= 2 * torch.eye(own, device=device) * (here.start == first)
-        assert (d_cosines[:, here].float() - s * expected).norm() <= 2**-7 * s * expected.norm()
+        assert (d_cosines[:, here].double() - s * expected).norm() <= 2**-7 * s * expected.norm()
