@@ -6,11 +6,12 @@
 On a CUDA device the Triton kernels: after seven minutes nothing new is measured. Elsewhere the references, at small
 sizes, in some three.
 
-`errors`: what the loss and its gradients lose against fp64, in ours and in eager code of the same dtype. `masking`:
-tokens/s, and bytes that cross to the GPU, beside transformers' collator and NumPy. `infonce`: time and memory of
-forward + backward beside eager, compiled and checkpointed code, open_clip and Inf-CL (`pip install open_clip_torch
-inf-cl`; where one is missing or fails, its row says why). Time is that of a call, with what the GPU waits for the host;
-gpu_busy_ms is without. Memory is the peak of a call, beyond what was there before. Lines `# goal` say which goals hold.
+`errors`: what the loss and its gradients lose against fp64, in ours and in eager code whose products are in the dtype
+and the rest in fp32. `masking`: tokens/s, and bytes that cross to the GPU, beside transformers' collator and NumPy.
+`infonce`: time and memory of forward + backward beside eager, compiled and checkpointed code, open_clip and Inf-CL
+(`pip install open_clip_torch inf-cl`; where one is missing or fails, its row says why). Time is that of a call, with
+what the GPU waits for the host; gpu_busy_ms is without. Memory is the peak of a call, beyond what was there before.
+Lines `# goal` say which goals hold.
 """
 
 # ruff: noqa: E402
