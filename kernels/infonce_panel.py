@@ -82,7 +82,7 @@ def gradient_reference(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`gradient` in plain PyTorch; it defines the result."""
     cosines = _cosines(panel)
-    matched = torch.zeros_like(cosines).scatter_(1, _matched_column(panel)[:, None], 1)
+    matched = torch.zeros_like(cosines, dtype=torch.bool).scatter_(1, _matched_column(panel)[:, None], True)
     over_row = (panel.scale * (cosines - row_lse[0, :, None]) - row_lse[1, :, None]).exp()
     over_column = (panel.scale * (cosines - column_lse[0]) - column_lse[1]).exp()
     if loss == "clip":
@@ -90,7 +90,7 @@ def gradient_reference(
         row_weight = panel.row_weight[:, None]
         d_logits = row_weight * over_row + panel.column_weight * over_column - 2 * row_weight * matched
     else:
-        d_logits = over_row - matched * over_column
+        d_logits = over_row - torch.where(matched, over_column, 0)
     d_logits = factor * d_logits.masked_fill(~_kept(panel), 0)
     return (panel.scale * d_logits).to(panel.rows.dtype), (d_logits * cosines).sum()
 

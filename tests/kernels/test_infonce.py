@@ -105,6 +105,14 @@ def test_pairs_that_are_almost_all_recognised(loss, implementation, device):
 
 
 @pytest.mark.parametrize("loss", LOSSES)
+def test_pairs_that_are_all_mistaken_for_others(loss, implementation, device):
+    # Others lie 200 above the matched ones: e to that power is no fp32 number.
+    axis = F.normalize(torch.ones(70, 64), dim=1) * torch.tensor([1.0, -1.0]).repeat(35)[:, None]
+    batch = Batch(axis, -axis, torch.tensor([100.0]), torch.ones(70))
+    check(answer_of(info_nce, batch.to(device), loss=loss), batch, loss)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
 def test_logits_far_below_the_scale_do_not_underflow(loss, implementation, device):
     one = F.normalize(torch.ones(70, 64, device=device), dim=1)
     batch = Batch(one, -one, torch.tensor([100.0], device=device), torch.ones(70, device=device))
