@@ -12,7 +12,6 @@ all its processes. `reading`: samples/s of the index reader and of plain webdata
 
 # ruff: noqa: E402
 import argparse
-import csv
 import json
 import shutil
 import subprocess
@@ -37,6 +36,7 @@ from data_prep.genome import Genome
 from data_prep.motifs import load_motifs
 from data_prep.region_store import RegionStore
 from tests.bench.machine import describe_machine
+from tests.bench.print_csv import Row, print_csv
 
 REGIONS, REGION_BP, CELL_TYPES = 1_000_029, 504_657_456, 17  # of the human fetal atlas, as the paper counts them
 ACCESSIBLE = 0.99  # share of the regions in each cell type: 1.7 million samples
@@ -47,7 +47,6 @@ HG19_MBP = {
     **{"chr20": 63.03, "chr21": 48.13, "chr22": 51.3, "chrX": 155.27, "chrY": 59.37},
 }
 UNIFORM = [0.25] * 4
-Row = dict[str, str | float]
 
 
 def main() -> None:
@@ -67,17 +66,7 @@ def main() -> None:
             from tests.bench.reading import measure
 
             rows = iter(measure())
-        write_csv(rows)
-
-
-def write_csv(rows: Iterator[Row]) -> None:
-    writer = None
-    for row in rows:
-        if writer is None:
-            writer = csv.DictWriter(sys.stdout, list(row))
-            writer.writeheader()
-        writer.writerow({name: f"{value:.4g}" if isinstance(value, float) else value for name, value in row.items()})
-        sys.stdout.flush()
+        print_csv(rows)
 
 
 def simulated_atlas(folder: Path, scale: float, seed: int = 0) -> tuple[Path, list[Path]]:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 from kernels.infonce import info_nce
+from tests.bench.print_csv import Row
 
 BATCHES = {"cuda": (2000, 4096, 8192, 16384, 32768, 65536), "cpu": (2000, 4096)}
 HUGE_BATCH, HUGE_D = 1_048_576, 256  # for ours alone
@@ -16,7 +17,6 @@ CHUNK_ROWS = 4096
 SCALE = 14.3  # 1 / 0.07, with which CLIP starts
 
 Loss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-Row = dict[str, str | float]
 Goal = tuple[str, dict[str, float], Callable[[float], bool]]
 
 

@@ -16,12 +16,11 @@ Lines `# goal` say which goals hold.
 
 # ruff: noqa: E402
 import argparse
-import csv
 import gc
 import itertools
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +34,7 @@ sys.path[0] = str(Path(__file__).parents[2])  # this file has the package's name
 from kernels import dispatch
 from tests.bench import infonce, masking
 from tests.bench.machine import describe_machine
+from tests.bench.print_csv import Row, print_csv
 
 PACKAGES = ("torch", "triton", "numpy", "transformers", "open_clip_torch", "inf-cl")
 BENCHES = {  # the quick ones first: what the time does not suffice for is left out
@@ -47,8 +47,6 @@ TOTAL_S = 420  # after which nothing new is measured
 CALL_S = 30  # what takes longer is not measured
 REPEATS_S = 5  # calls that take longer, all together, are not repeated
 FEWEST_CALLS = {"cuda": 8, "cpu": 3}  # `do_bench` makes one, five, one and one
-
-Row = dict[str, str | float]
 
 
 def main() -> None:
@@ -65,23 +63,11 @@ def main() -> None:
     for name in [arguments.bench] if arguments.bench else BENCHES:
         bench, goals = BENCHES[name]
         print(f"# {name}", flush=True)
-        rows = write_csv(bench(device, measure))
+        rows = print_csv(bench(device, measure))
         for text, figures, fulfils in goals(rows):
             verdict = "holds" if all(map(fulfils, figures.values())) else "does not hold"
             listed = "; ".join(f"{where}: {figure:.3g}" for where, figure in figures.items())
             print(f"# goal: {text}: {f'{verdict} ({listed})' if figures else 'not measured'}", flush=True)
-
-
-def write_csv(rows: Iterator[Row]) -> list[Row]:
-    writer, written = None, []
-    for row in rows:
-        if writer is None:
-            writer = csv.DictWriter(sys.stdout, list(row))
-            writer.writeheader()
-        writer.writerow({name: f"{value:.4g}" if isinstance(value, float) else value for name, value in row.items()})
-        sys.stdout.flush()
-        written.append(row)
-    return written
 
 
 class Measure:

@@ -22,6 +22,7 @@ from kernels.kmer_mask import (
     mask_kmers,
     span_tokens,
 )
+from tests.bench.print_csv import Row
 
 K, TOKENS, RATE, REGIONS = 6, 512, 0.15, 10
 WORKER_BATCH, GPU_BATCH = 64, 2000
@@ -31,7 +32,6 @@ OURS = "ours"
 COLLATOR = "collator: "
 COPIED = 2**30  # bytes, copied on the GPU to learn its bandwidth
 
-Row = dict[str, str | float]
 Goal = tuple[str, dict[str, float], Callable[[float], bool]]
 
 

@@ -10,7 +10,6 @@ each takes its time for. Without --shards, a simulated set of the real sizes: re
 """
 
 import argparse
-import csv
 import json
 import os
 import statistics
@@ -40,13 +39,12 @@ from pretrain.batches import MicroBatches, loader
 from pretrain.data_order import DataOrder
 from pretrain.ds_config import BatchLayout
 from tests.bench.machine import describe_machine
+from tests.bench.print_csv import Row, print_csv
 
 MICRO_BATCH, K, MAX_TOKENS = 64, 6, 512
 MICRO_BATCHES = 400  # a pass of the DataLoader
 SAMPLES_PER_SHARD = 1000
 REGIONS, REGION_BP, MOTIFS, CELL_TYPES = 10, 505, 579, 17
-
-Row = dict[str, str | float]
 
 
 def main() -> None:
@@ -57,11 +55,7 @@ def main() -> None:
     arguments = parser.parse_args()
     print(describe_machine())
     print(f"# torch {torch.__version__}, webdataset {version('webdataset')}", flush=True)
-    rows = measure(arguments.shards, arguments.samples, arguments.repetitions)
-    writer = csv.DictWriter(sys.stdout, list(rows[0]))
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({name: f"{value:.4g}" if isinstance(value, float) else value for name, value in row.items()})
+    print_csv(measure(arguments.shards, arguments.samples, arguments.repetitions))
 
 
 def measure(shards: Path | str | None = None, samples: int = 6000, repetitions: int = 5) -> list[Row]:

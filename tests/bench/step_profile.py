@@ -11,7 +11,6 @@ write what others read. With a GPU the kernels of a step follow, as torch.profil
 
 # ruff: noqa: E402
 import argparse
-import csv
 import math
 import sys
 from collections import defaultdict
@@ -39,6 +38,7 @@ from pretrain.ds_config import BatchLayout
 from pretrain.model import GeneBERT
 from pretrain.objectives import token_objectives
 from tests.bench.machine import describe_machine
+from tests.bench.print_csv import Row, print_csv
 
 # Assumed of an H200: what good kernels reach, in operations and bytes a second, and the seconds of the shortest launch.
 BF16, FP32, ATTENTION, MEMORY, LAUNCH = 600e12, 40e12, 300e12, 4.0e12, 3e-6
@@ -74,7 +74,6 @@ PARTS = {  # by the first beginning of a module's name that fits
     "region.": "region encoder",
     "": "k-mer mean, masked rows, projections, NGSP head",
 }
-Row = dict[str, str | float]
 
 
 @dataclass
@@ -362,12 +361,6 @@ def measured(config: ModelConfig, layout: BatchLayout, device: str = "cuda") -> 
             yield {"model": form, "kernel": name, "launches a step": launches, "ms a step": ms, "share": ms / whole[1]}
 
 
-def print_csv(rows: list[Row]) -> None:
-    writer = csv.DictWriter(sys.stdout, list(rows[0]))
-    writer.writeheader()
-    writer.writerows({name: f"{x:.4g}" if isinstance(x, float) else x for name, x in row.items()} for row in rows)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--world_size", type=int, default=1, help="ranks that share the batch of 2000")
@@ -378,7 +371,7 @@ def main() -> None:
     for rows in predicted(config, layout):
         print_csv(rows)
     if torch.cuda.is_available():
-        print_csv(list(measured(config, layout)))
+        print_csv(measured(config, layout))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ the project's own functions compile exactly what they would run: their arguments
 they return is whatever memory held. Tensors may be on the meta device, which holds none: then size costs nothing.
 """
 
-import csv
 import os
 import re
 import subprocess
@@ -173,15 +172,11 @@ def row(launch: Launch) -> dict:
 def main() -> None:
     sys.path.insert(0, str(Path(__file__).parents[2]))
     from tests.bench.machine import describe_machine
+    from tests.bench.print_csv import print_csv
 
     print(describe_machine())
     print(f"# torch {torch.__version__}, triton {version('triton')}, ptxas {get_ptxas(80).version}")
-    writer = None
-    for line in table():
-        if writer is None:
-            writer = csv.DictWriter(sys.stdout, line)
-            writer.writeheader()
-        writer.writerow(line)
+    print_csv(table())
 
 
 if __name__ == "__main__":
