@@ -5,6 +5,7 @@
         --cell-types cell_types.tsv
     python data_prep/main.py shards --genome genome.fa --peaks data/peaks/*.bed
     python data_prep/main.py inspect data/shards
+    python data_prep/main.py promoters --promoters maize.fa sorghum.fa.gz
 """
 
 import argparse
@@ -12,13 +13,14 @@ from dataclasses import fields
 
 from transformers import HfArgumentParser
 
-from data_prep import inspect_shards, pseudobulk, shards, simulate
+from data_prep import inspect_shards, promoters, pseudobulk, shards, simulate
 from data_prep.errors import ends_on_input_error
 
 COMMANDS = {
     "simulate": (simulate.SimulateConfig, simulate.run, "write a simulated atlas in the formats of the real data"),
     "pseudobulk": (pseudobulk.PseudobulkConfig, pseudobulk.run, "peak count matrix to one BED a cell type"),
     "shards": (shards.ShardsConfig, shards.run, "genome and peaks to WebDataset shards of 10-region samples"),
+    "promoters": (promoters.PromotersConfig, promoters.run, "promoters of each species to shards, and their tokenizer"),
     "inspect": (inspect_shards.InspectConfig, inspect_shards.run, "print and draw what shards hold, or verify them"),
 }
 # What a command takes besides its configuration's fields; handed to its `run` by name.

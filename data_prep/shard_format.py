@@ -16,6 +16,7 @@ FORMAT = "genebert-shards"
 FORMAT_VERSION = 1
 REGIONS_PER_SAMPLE = 10
 SPLITS = ("train", "val")
+REGIONS, PROMOTERS = "regions", "promoters"  # what samples are of: the manifest's `content`, regions where it has none
 NPY_HEADER = 128  # bytes before the data of an .npy file of few dimensions
 MEMBERS = ("bases.npy", "lengths.npy", "binding.npy", "meta.json")
 
@@ -33,11 +34,11 @@ INDEX_DTYPE = np.dtype(
 
 @dataclass(frozen=True)
 class Sample:
-    """Ten consecutive accessible regions of one cell type, on one chromosome.
+    """Ten consecutive accessible regions of one cell type, on one chromosome; or one promoter of a species.
 
     bases: uint8 [sum(lengths)], the regions' base codes one after another; lengths: int32 [10], bp;
     binding: float16 [10, n_motifs]; meta: cell_type, chromosome, starts, ends (0-based half-open), index within the
-    cell type.
+    cell type. Of a promoter: lengths [1]; binding [1, 0]; meta: species, name of its record, index within the species.
     """
 
     bases: np.ndarray

@@ -19,7 +19,7 @@ from data_prep.errors import InputError
 from data_prep.output_folder import MANIFEST
 from data_prep.remote_file import is_remote, read_remote, url
 from data_prep.shard_cache import ShardCache
-from data_prep.shard_format import FORMAT, FORMAT_VERSION, INDEX_DTYPE, Sample
+from data_prep.shard_format import FORMAT, FORMAT_VERSION, INDEX_DTYPE, PROMOTERS, REGIONS, Sample
 
 OPEN_FILES = 128  # shards that a process holds open
 NPY_VERSION_1 = b"\x93NUMPY\x01\x00"
@@ -56,6 +56,17 @@ def read_manifest(location: Path | str) -> dict:
             "make them anew with: python data_prep/main.py shards"
         )
     return manifest
+
+
+def check_content(location: Path | str, manifest: dict, expected: str, reader: str) -> None:
+    """Raise `InputError` where the samples are not of what `reader` takes: REGIONS or PROMOTERS."""
+    found = manifest.get("content", REGIONS)
+    if found != expected:
+        command = {REGIONS: "shards", PROMOTERS: "promoters"}[expected]
+        raise InputError(
+            f"{url(str(location), MANIFEST) if is_remote(location) else Path(location) / MANIFEST}: shards of {found}; "
+            f"{reader} takes those of {expected}, which python data_prep/main.py {command} makes"
+        )
 
 
 def verify_shard(folder: Path | str, entry: dict) -> None:

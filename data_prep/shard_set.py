@@ -13,8 +13,8 @@ from data_prep.errors import InputError
 from data_prep.output_folder import MANIFEST
 from data_prep.remote_file import is_remote, url
 from data_prep.shard_cache import ShardCache
-from data_prep.shard_format import REGIONS_PER_SAMPLE, SPLITS, Sample
-from data_prep.shard_reader import ShardReader, read_manifest
+from data_prep.shard_format import REGIONS, REGIONS_PER_SAMPLE, SPLITS, Sample
+from data_prep.shard_reader import ShardReader, check_content, read_manifest
 
 REPAIR = "copy the shards again or make them anew"
 _NEEDED = ("samples", "cell_types", "chromosomes", "val_chromosomes", "motifs", "motif_names", "affinity", "genome")
@@ -31,6 +31,7 @@ class ShardSet:
     def __init__(self, location: Path | str, manifest: dict | None = None, cache: ShardCache | None = None):
         self.location = str(location)
         self.manifest = manifest or read_manifest(location)
+        check_content(location, self.manifest, REGIONS, "inspect")
         missing = [key for key in _NEEDED if key not in self.manifest]
         if missing:
             raise InputError(f"{self.path(MANIFEST)}: has no {missing[0]!r}; {REPAIR}")

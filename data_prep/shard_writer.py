@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from tarfile import BLOCKSIZE
+from typing import Protocol
 
 import numpy as np
 from tqdm import tqdm
@@ -14,6 +15,15 @@ from data_prep.checksum import sha256_of_file
 from data_prep.region_store import RegionStore
 from data_prep.samples import Samples
 from data_prep.shard_format import NPY_HEADER, index_path, npy_bytes, shard_name, write_shard
+
+
+class Source(Protocol):
+    """What shards are written from: `samples` has each one's cell type and chromosome."""
+
+    samples: Samples
+
+    def contents(self, number: int) -> list[bytes]:
+        """The members' contents of sample `number`, in the format's order."""
 
 
 @dataclass(frozen=True)
@@ -76,9 +86,7 @@ def shard_tasks(orders: dict[str, np.ndarray], per_shard: int) -> list[ShardTask
     ]
 
 
-def write_shards(
-    folder: Path, scratch: Path, tasks: list[ShardTask], source: SampleSource, n_workers: int
-) -> list[dict]:
+def write_shards(folder: Path, scratch: Path, tasks: list[ShardTask], source: Source, n_workers: int) -> list[dict]:
     """Write the shards that are not in `folder` yet; returns the entries of all in the manifest.
 
     A shard is filled in `scratch`, moved to `folder`, and then its entry is written to `scratch`: what has an entry is
@@ -100,7 +108,7 @@ def _is_written(folder: Path, scratch: Path, task: ShardTask) -> bool:
     return json.loads(entry.read_text())["bytes"] == tar.stat().st_size
 
 
-def _write_shard(context: tuple[Path, Path, SampleSource], task: ShardTask) -> int:
+def _write_shard(context: tuple[Path, Path, Source], task: ShardTask) -> int:
     folder, scratch, source = context
     samples = source.samples
 

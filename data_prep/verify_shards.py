@@ -21,8 +21,8 @@ from data_prep.genome import Genome
 from data_prep.motifs import load_motifs
 from data_prep.output_folder import MANIFEST
 from data_prep.remote_file import is_remote, url
-from data_prep.shard_format import MEMBERS, REGIONS_PER_SAMPLE, SPLITS, Sample
-from data_prep.shard_reader import ShardReader, read_manifest, verify_shard
+from data_prep.shard_format import MEMBERS, REGIONS, REGIONS_PER_SAMPLE, SPLITS, Sample
+from data_prep.shard_reader import ShardReader, check_content, read_manifest, verify_shard
 from data_prep.shard_set import REPAIR, ShardSet
 
 SCANNED_AGAIN = 1000  # regions
@@ -40,6 +40,7 @@ def verify_shards(location: str, fasta: str | None, n_workers: int) -> None:
     if is_remote(location):
         raise InputError(f"{url(location)}: lies behind a URL; copy the folder here, then verify it")
     manifest = read_manifest(location)
+    check_content(location, manifest, REGIONS, "inspect --verify")
     genome = open_genome(fasta, manifest) if fasta else None
     check_files(Path(location), manifest, n_workers)
     shard_set = ShardSet(location)
