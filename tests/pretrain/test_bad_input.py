@@ -6,60 +6,21 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 
 from data_prep.shard_reader import read_manifest
-from pretrain import checkpoint, convert, main, ranks
-from pretrain.config import RunConfig
+from pretrain.config import parse
 from pretrain.model import GeneBERT
 
 ROOT = Path(__file__).parents[2]
-STEPS = 20
-
-
-def assert_is_one_line(stderr: str) -> str:
-    assert stderr.startswith("error: ")
-    assert stderr.endswith("\n")
-    assert stderr.count("\n") == 1, stderr
-    return stderr
-
-
-@pytest.fixture(scope="module", autouse=True)
-def world_of_one():
-    """The process group that a program without a launcher makes."""
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
 
 
 @pytest.fixture
-def refused(tmp_path, capsys, monkeypatch, preset, shards, ds_config) -> Callable[..., str]:
-    """Runs pretrain/main.py in this process where it must be refused before it writes; gives the line."""
-    monkeypatch.setattr(ranks, "join", lambda: None)
-    monkeypatch.setattr(ranks, "leave", lambda: None)
-    monkeypatch.setattr(main.deepspeed, "initialize", lambda **_: pytest.fail("it was not refused"))
-
-    def run(*changed: object, out: Path | None = None) -> str:
-        before = sorted(tmp_path.rglob("*"))
-        out = out or tmp_path / "run"
-        given = ["--ds_config", ds_config(), "--config", preset, "--shards", shards, "--out", out, *changed]
-        with pytest.raises(SystemExit) as exit_:
-            main.main([*map(str, given)])
-        line = assert_is_one_line(capsys.readouterr().err)
-        assert exit_.value.code == 2
-        assert sorted(tmp_path.rglob("*")) == before
-        return line
-
-    return run
-
-
-@pytest.fixture
-def program(tmp_path, preset, shards, ds_config) -> Callable[..., str]:
+def program(tmp_path, one_line, preset, shards, ds_config) -> Callable[..., str]:
     """Starts pretrain/main.py as a user does, without a launcher, where it must be refused; gives the line."""
 
     def run(*changed: object) -> str:
@@ -76,7 +37,7 @@ def program(tmp_path, preset, shards, ds_config) -> Callable[..., str]:
         )
         assert ended.returncode == 2, ended.stderr
         assert not out.exists()
-        return assert_is_one_line(ended.stderr)
+        return one_line(ended.stderr)
 
     return run
 
@@ -201,7 +162,7 @@ def test_off_without_quotes_in_a_yaml_file_means_off(tmp_path, preset):
     """YAML reads a bare `off` as false."""
     path = tmp_path / "mine.yaml"
     path.write_text(preset.read_text().replace('"off"', "off"))
-    _, run = main.parse(["--ds_config", "ds.json", "--config", str(path)], "")
+    _, run = parse(["--ds_config", "ds.json", "--config", str(path)], "")
     assert run.wandb == "off"
 
 
@@ -297,134 +258,3 @@ def test_an_altered_index_of_a_shard_is_named(refused, manifest, shards):
     line = refused("--shards", index.parent)
     assert str(index) in line
     assert "sha256" in line
-
-
-# Checkpoints.
-
-
-@pytest.fixture
-def run_dir(tmp_path, model_config, shards) -> Path:
-    """A run folder as one of 8 of 20 steps leaves it, but without DeepSpeed's files, which are read last."""
-    folder = tmp_path / "earlier"
-    identity = {"shards": read_manifest(shards)["fingerprint"], "seed": 0, "global_batch": 8, "world_size": 1}
-    identity |= {name: getattr(RunConfig(ds_config=""), name) for name in main.OBJECTIVE}
-    record = {"steps": STEPS, "motifs": read_manifest(shards)["motifs"]}
-    for step in (4, 8):
-        kept = checkpoint.folder(folder) / checkpoint.name_of(step)
-        kept.mkdir(parents=True)
-        state = {"step": step, "model": asdict(model_config), "run": identity, "config": record, "best": None}
-        (kept / checkpoint.STATE).write_text(json.dumps(state))
-    (checkpoint.folder(folder) / "latest").write_text("step-000008")
-    return folder
-
-
-@pytest.fixture
-def alter_state(run_dir) -> Callable[..., None]:
-    """A function that replaces entries of the newest checkpoint's description of its run."""
-
-    def alter(**changed: object) -> None:
-        path = checkpoint.newest(run_dir) / checkpoint.STATE
-        state = json.loads(path.read_text())
-        path.write_text(json.dumps(state | {"run": state["run"] | changed}))
-
-    return alter
-
-
-@pytest.mark.parametrize(
-    ("flags", "said"),
-    [
-        (["--hidden_size", 64], "hidden_size 32 there, 64 here"),
-        (["--k", 4], "k 3 there, 4 here"),
-        (["--seed", 1], "seed 0 there, 1 here"),
-    ],
-)
-def test_a_checkpoint_of_another_model_or_seed_is_refused(refused, run_dir, flags, said):
-    line = refused(*flags, out=run_dir)
-    assert str(checkpoint.newest(run_dir)) in line
-    assert said in line
-
-
-def test_a_checkpoint_of_another_batch_is_refused(refused, run_dir, ds_config):
-    assert "global_batch 8 there, 16 here" in refused("--ds_config", ds_config(16), out=run_dir)
-
-
-@pytest.mark.parametrize(("name", "there", "here"), [("world_size", 2, 1), ("shards", "others", None)])
-def test_a_checkpoint_of_other_ranks_or_shards_is_refused(refused, run_dir, alter_state, shards, name, there, here):
-    alter_state(**{name: there})
-    assert f"{name} {there} there, {here or read_manifest(shards)['fingerprint']} here" in refused(out=run_dir)
-
-
-def test_no_resume_refuses_a_folder_with_a_checkpoint(refused, run_dir):
-    line = refused("--no_resume", out=run_dir)
-    assert f"{run_dir}: holds a checkpoint already" in line
-    assert "--out" in line
-
-
-def test_a_run_of_the_same_arguments_that_is_done_changes_nothing(refused, run_dir, capsys, preset, shards, ds_config):
-    before = {path: path.stat().st_mtime_ns for path in run_dir.rglob("*")}
-    given = ["--ds_config", ds_config(), "--config", preset, "--shards", shards, "--out", run_dir, "--steps", 8]
-    main.main([*map(str, given)])
-    assert "complete, 8 steps were done" in capsys.readouterr().out
-    assert {path: path.stat().st_mtime_ns for path in run_dir.rglob("*")} == before
-
-
-def test_latest_that_names_a_checkpoint_not_there_is_refused(refused, run_dir):
-    shutil.rmtree(checkpoint.newest(run_dir))
-    line = refused(out=run_dir)
-    assert str(checkpoint.folder(run_dir) / "latest") in line
-    assert "step-000008" in line
-
-
-def test_a_cut_short_description_of_a_checkpoint_is_refused(refused, run_dir):
-    path = checkpoint.newest(run_dir) / checkpoint.STATE
-    path.write_text(path.read_text()[:40])
-    assert str(path) in refused(out=run_dir)
-
-
-# The converter.
-
-
-@pytest.fixture
-def not_converted(tmp_path, capsys) -> Callable[..., str]:
-    """Runs pretrain/convert.py where it must be refused, leaving nothing; gives the line."""
-
-    def run(*arguments: object) -> str:
-        out = tmp_path / "converted"
-        with pytest.raises(SystemExit) as exit_:
-            convert.main([str(arguments[0]), str(out), *map(str, arguments[1:])])
-        assert exit_.value.code == 2
-        assert not list(tmp_path.glob("converted*"))
-        return assert_is_one_line(capsys.readouterr().err)
-
-    return run
-
-
-def test_a_folder_without_a_checkpoint_is_not_converted(not_converted, tmp_path):
-    line = not_converted(tmp_path / "nowhere")
-    assert f"{tmp_path / 'nowhere'}: holds no checkpoint" in line
-    assert "pretrain/main.py" in line
-
-
-def test_an_unknown_checkpoint_names_those_there_are(not_converted, run_dir):
-    line = not_converted(run_dir, "--checkpoint", "step-000006")
-    assert "step-000006: no such checkpoint" in line
-    assert "step-000004, step-000008" in line
-
-
-def test_the_best_of_a_run_that_was_never_evaluated_is_not_converted(not_converted, run_dir):
-    assert f"{run_dir}: was never evaluated" in not_converted(run_dir, "--checkpoint", "best")
-
-
-def test_a_checkpoint_without_deepspeeds_files_is_not_converted(not_converted, run_dir):
-    assert str(checkpoint.newest(run_dir)) in not_converted(run_dir)
-
-
-def test_a_folder_with_other_files_is_not_replaced_by_a_converted_model(run_dir, tmp_path, capsys):
-    kept = tmp_path / "mine" / "thesis.txt"
-    kept.parent.mkdir()
-    kept.write_text("chapter one")
-    with pytest.raises(SystemExit) as exit_:
-        convert.main([str(run_dir), str(kept.parent)])
-    assert exit_.value.code == 2
-    assert "not of this program" in assert_is_one_line(capsys.readouterr().err)
-    assert list(kept.parent.iterdir()) == [kept]

@@ -1,0 +1,123 @@
+"""Checkpoints that lost or changed a file are passed over; a full disk keeps those there are; any number of ranks goes
+on from them."""
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pretrain import checkpoint
+
+CURVES = ("loss/total", "loss/mgm", "loss/ngsp", "loss/srm", "optim/grad_norm")
+
+
+def curve(run_dir: Path, name: str) -> dict[int, float]:
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return {row["step"]: row[name] for row in rows if name in row}
+
+
+def assert_same_curves(one: Path, other: Path) -> None:
+    for name in CURVES:
+        assert curve(one, name) == pytest.approx(curve(other, name), rel=1e-5), name
+    assert curve(one, "val/loss/total") == pytest.approx(curve(other, "val/loss/total"), rel=1e-4)
+
+
+@pytest.fixture(scope="module")
+def on_four_ranks(tmp_path_factory, pretrain, ds_config) -> Path:
+    """A run on four ranks, of which all checkpoints are kept: steps 5, 10, 15 and 20."""
+    out = tmp_path_factory.mktemp("runs") / "four"
+    given = ("--ds_config", str(ds_config(9)), "--out", str(out), "--save_every", "5", "--keep_last", "9")
+    assert "on 4 ranks (1 x 3 each, 3 padded)" in pretrain(4, *given, "--workers", "0")
+    return out
+
+
+@pytest.fixture
+def run_dir(on_four_ranks, tmp_path) -> Path:
+    return Path(shutil.copytree(on_four_ranks, tmp_path / "run"))
+
+
+@pytest.fixture
+def go_on(pretrain, ds_config) -> Callable[..., str]:
+    """A function that gives the command of the run again, on other ranks."""
+    return lambda n_ranks, run_dir, *more: pretrain(
+        n_ranks, "--ds_config", str(ds_config(9)), "--out", str(run_dir), "--workers", "0", *more
+    )
+
+
+def stopped_after(run_dir: Path, step: int) -> Path:
+    """The run folder as one that was stopped there: without later checkpoints."""
+    for path in checkpoint.written(run_dir):
+        if int(path.name.removeprefix("step-")) > step:
+            shutil.rmtree(path)
+    (checkpoint.folder(run_dir) / "latest").write_text(checkpoint.name_of(step))
+    return run_dir
+
+
+@pytest.mark.parametrize("n_ranks", [2, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_run_of_four_ranks_goes_on_on_fewer_and_its_curve_joins(run_dir, on_four_ranks, go_on, n_ranks):
+    output = go_on(n_ranks, stopped_after(run_dir, 5))
+    assert "was written by 4 ranks" in output
+    assert "resuming at step 5" in output
+    assert_same_curves(run_dir, on_four_ranks)
+    assert checkpoint.read_state(checkpoint.newest(run_dir))["world_size"] == n_ranks
+    assert not list(run_dir.rglob("*universal*"))
+
+
+def test_a_torn_checkpoint_is_passed_over_with_a_word(run_dir, on_four_ranks, go_on):
+    torn = next((checkpoint.folder(stopped_after(run_dir, 15)) / "step-000015").glob("*rank_3*optim_states.pt"))
+    content = bytearray(torn.read_bytes())
+    content[len(content) // 2] ^= 1
+    torn.write_bytes(content)
+    output = go_on(4, run_dir)
+    assert f"step-000015: {torn.name} was altered: its sha256 is another; it is passed over" in output
+    assert "resuming at step 10" in output
+    assert_same_curves(run_dir, on_four_ranks)
+
+
+@pytest.mark.parametrize("name", ["state.json", "mp_rank_00_model_states.pt"])
+@pytest.mark.parametrize("how", ["removed", "cut"])
+def test_a_missing_or_cut_file_is_seen_without_reading_the_others(run_dir, name, how):
+    newest = checkpoint.newest(run_dir)
+    assert newest.name == "step-000020"
+    (newest / name).unlink() if how == "removed" else os.truncate(newest / name, 40)
+    assert name in checkpoint.fault(newest)
+    assert checkpoint.newest(run_dir).name == "step-000015"
+
+
+def test_a_checkpoint_folder_that_is_gone_is_still_known_by_latest(run_dir):
+    newest = checkpoint.newest(run_dir)
+    shutil.rmtree(newest)
+    assert checkpoint.written(run_dir)[0] == newest
+    assert checkpoint.newest(run_dir).name == "step-000015"
+
+
+@pytest.fixture
+def disk(tmp_path) -> Iterator[Path]:
+    """A disk of 2 MB: room for two checkpoints, not for three."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", disk], capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"needs the right to mount a tmpfs: {mounted.stderr.strip()}")
+    yield disk
+    subprocess.run(["umount", disk], check=True)
+
+
+def test_a_full_disk_keeps_the_checkpoints_there_are(disk, on_four_ranks, deepspeed, pretrain, ds_config):
+    given = ("--ds_config", str(ds_config(9)), "--out", str(disk / "run"), "--workers", "0", "--save_every", "5")
+    given += ("--eval_every", "20")
+    process = deepspeed(2, *given)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode != 0
+    line = next(line for line in output.splitlines() if line.startswith("error: "))
+    assert "step-000015: cannot be written, with" in line
+    assert "step 10 is saved" in line
+    assert [path.name for path in checkpoint.written(disk / "run")] == ["step-000010", "step-000005"]
+    assert {path.name for path in checkpoint.folder(disk / "run").glob("step*")} == {"step-000010", "step-000005"}
+    subprocess.run(["mount", "-o", "remount,size=20m", disk], check=True)
+    assert "resuming at step 10" in pretrain(2, *given)
+    assert curve(disk / "run", "loss/total") == pytest.approx(curve(on_four_ranks, "loss/total"), rel=1e-5)
