@@ -6,6 +6,8 @@ OUT_DIR/sequence/   transformers: AutoModel.from_pretrained and AutoTokenizer.fr
 OUT_DIR/region/     timm: timm.create_model("local-dir:OUT_DIR/region", pretrained=True) reads it
 OUT_DIR/projections.safetensors   both projections and the temperature, fp32
 OUT_DIR/genebert.json   k, motifs in order, the matrix's transform, projection size, the run's config, step, versions
+
+Of a run without a region encoder (CornBERT) there are sequence/ and genebert.json, which has no k and no motifs.
 """
 
 import argparse
@@ -14,6 +16,7 @@ import importlib.metadata
 import io
 import json
 import logging
+import pickle
 from pathlib import Path
 
 import timm
@@ -22,14 +25,19 @@ import transformers
 from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 from safetensors.torch import save_file
 
+from data_prep.bpe import SPECIAL_TOKENS, TOKENIZER, read_tokenizer
+from data_prep.checksum import sha256_of_file
 from data_prep.errors import InputError, ends_on_input_error
 from data_prep.kmers import kmer_tokenizer, kmer_vocabulary
 from data_prep.output_folder import fingerprint, is_up_to_date, output_folder, write_json
 from pretrain import checkpoint
 from pretrain.config import ModelConfig
+from pretrain.cornbert import CornBERT
 from pretrain.model import SMALLEST_STD, GeneBERT
 
 DESCRIPTION = "genebert.json"
+# DeepSpeed's files: what ZeRO partitions, and what each checkpoint holds, without ZeRO all weights.
+PARTITIONS, WHOLE = "*_optim_states.pt", "mp_rank_00_model_states.pt"
 
 
 @ends_on_input_error
@@ -59,33 +67,17 @@ def convert(run_dir: Path, out_dir: Path, which: str, overwrite: bool) -> None:
     transformers.utils.logging.disable_progress_bar()
     logging.getLogger("timm").setLevel(logging.ERROR)  # it warns of ImageNet's colour statistics, which are not used
     config = ModelConfig(**state["model"])
-    model = load_model(source, config, len(record["motifs"]))
-
+    of_promoters = config.sequence_encoder == "roberta"
     with output_folder(out_dir) as folder:
-        model.sequence.save_pretrained(folder / "sequence")
-        write_tokenizer(folder / "sequence", config)
-        timm.models.save_for_hf(model.region, folder / "region", safe_serialization=True)
-        projections = {
-            name: tensor.contiguous()
-            for name, tensor in model.state_dict().items()
-            if name.endswith("_projection.weight") or name == "logit_scale"
-        }
-        save_file(projections, folder / "projections.safetensors")
+        if of_promoters:
+            description = write_cornbert(folder, source, config, run_dir / TOKENIZER, record)
+        else:
+            description = write_genebert(folder, source, config, record)
         write_json(
             folder / DESCRIPTION,
             {
                 "fingerprint": made_from,
-                "k": config.k,
-                "motifs": record["motifs"],
-                "motif_names": record["motif_names"],
-                "affinity": record["affinity"],
-                "transform": {
-                    "mean": model.binding_mean.tolist(),
-                    "std": model.binding_std.clamp(min=SMALLEST_STD).tolist(),
-                    "resize": {"size": list(model.image_size), "mode": "bilinear", "antialias": True},
-                },
-                "projection_size": config.projection_size,
-                "ngsp_labels": ["B is of another sample", "B follows A"],
+                **description,
                 "step": state["step"],
                 "config": record,
                 "versions": {
@@ -94,7 +86,47 @@ def convert(run_dir: Path, out_dir: Path, which: str, overwrite: bool) -> None:
                 },
             },
         )
-    print(f"{out_dir}: step {state['step']} of {run_dir}, {config.k}-mers, {config.region_encoder}")
+    encoders = "byte-level BPE tokens" if of_promoters else f"{config.k}-mers, {config.region_encoder}"
+    print(f"{out_dir}: step {state['step']} of {run_dir}, {encoders}")
+
+
+def write_genebert(folder: Path, source: Path, config: ModelConfig, record: dict) -> dict:
+    """Both encoders and the projections; what genebert.json says of them."""
+    model = load_model(source, config, len(record["motifs"]))
+    model.sequence.save_pretrained(folder / "sequence")
+    write_tokenizer(folder / "sequence", config)
+    timm.models.save_for_hf(model.region, folder / "region", safe_serialization=True)
+    projections = {
+        name: tensor.contiguous()
+        for name, tensor in model.state_dict().items()
+        if name.endswith("_projection.weight") or name == "logit_scale"
+    }
+    save_file(projections, folder / "projections.safetensors")
+    return {
+        "k": config.k,
+        "motifs": record["motifs"],
+        "motif_names": record["motif_names"],
+        "affinity": record["affinity"],
+        "transform": {
+            "mean": model.binding_mean.tolist(),
+            "std": model.binding_std.clamp(min=SMALLEST_STD).tolist(),
+            "resize": {"size": list(model.image_size), "mode": "bilinear", "antialias": True},
+        },
+        "projection_size": config.projection_size,
+        "ngsp_labels": ["B is of another sample", "B follows A"],
+    }
+
+
+def write_cornbert(folder: Path, source: Path, config: ModelConfig, tokenizer: Path, record: dict) -> dict:
+    """The encoder, with the tokenizer that it was trained with; what genebert.json says of them."""
+    expected = record["tokenizer"]
+    if tokenizer.is_file() and sha256_of_file(tokenizer) != expected["sha256"]:
+        raise InputError(f"{tokenizer}: not the tokenizer of this run; copy that of its shards here")
+    model = CornBERT(config, expected["tokens"])
+    model.load_state_dict(weights_of(source))
+    model.eval().sequence.save_pretrained(folder / "sequence")
+    write_bpe_tokenizer(folder / "sequence", tokenizer, config)
+    return {"tokenizer": expected}
 
 
 def find_checkpoint(run_dir: Path, which: str) -> Path:
@@ -117,15 +149,21 @@ def find_checkpoint(run_dir: Path, which: str) -> Path:
 
 
 def load_model(source: Path, config: ModelConfig, n_motifs: int) -> GeneBERT:
-    """The model of a ZeRO checkpoint, fp32, on the CPU."""
-    try:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            weights = get_fp32_state_dict_from_zero_checkpoint(str(source.parent), tag=source.name)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise InputError(f"{source}: not a whole checkpoint: {error}; give another with --checkpoint") from error
+    """The model of a checkpoint, fp32, on the CPU."""
     model = GeneBERT(config, torch.zeros(n_motifs), torch.ones(n_motifs))
-    model.load_state_dict(weights)
+    model.load_state_dict(weights_of(source))
     return model.eval()
+
+
+def weights_of(source: Path) -> dict[str, torch.Tensor]:
+    """A checkpoint's weights, with ZeRO or without, fp32, on the CPU. Raises `InputError` where it is not whole."""
+    try:
+        if not any(source.glob(PARTITIONS)):
+            return torch.load(source / WHOLE, map_location="cpu", weights_only=True)["module"]
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            return get_fp32_state_dict_from_zero_checkpoint(str(source.parent), tag=source.name)
+    except (OSError, ValueError, RuntimeError, pickle.UnpicklingError) as error:
+        raise InputError(f"{source}: not a whole checkpoint: {error}; give another with --checkpoint") from error
 
 
 def write_tokenizer(folder: Path, config: ModelConfig) -> None:
@@ -140,11 +178,34 @@ def write_tokenizer(folder: Path, config: ModelConfig) -> None:
         mask_token="[MASK]",
         model_input_names=["input_ids", "token_type_ids", "attention_mask"],
     )
+    save_tokenizer(folder, tokenizer)
+    (folder / "vocab.txt").write_text("".join(f"{token}\n" for token in kmer_vocabulary(config.k)))
+
+
+def write_bpe_tokenizer(folder: Path, path: Path, config: ModelConfig) -> None:
+    """tokenizer.json and its configuration for AutoTokenizer, which pads and cuts as training does."""
+    bos, pad, eos, mask = SPECIAL_TOKENS
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=read_tokenizer(path),
+        model_max_length=config.max_tokens,
+        padding_side="left",
+        truncation_side="left",
+        bos_token=bos,
+        cls_token=bos,
+        eos_token=eos,
+        sep_token=eos,
+        pad_token=pad,
+        mask_token=mask,
+        model_input_names=["input_ids", "attention_mask"],
+    )
+    save_tokenizer(folder, tokenizer)
+
+
+def save_tokenizer(folder: Path, tokenizer: transformers.PreTrainedTokenizerFast) -> None:
     tokenizer.save_pretrained(folder)
     # The class by the name that every version of transformers knows.
     path = folder / "tokenizer_config.json"
     write_json(path, json.loads(path.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"})
-    (folder / "vocab.txt").write_text("".join(f"{token}\n" for token in kmer_vocabulary(config.k)))
 
 
 if __name__ == "__main__":

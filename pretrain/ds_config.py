@@ -39,6 +39,7 @@ KNOWN_PARAMETERS = {
     "scheduler": {"type", "params"},
 }
 ADAM_PARAMETERS = {"lr", "betas", "eps", "weight_decay", "torch_adam", "adam_w_mode", "amsgrad", "fused", "foreach"}
+LAMB_PARAMETERS = {"lr", "betas", "eps", "weight_decay", "always_adapt", "bias_correction", "trust_clip"}
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,15 @@ class BatchLayout:
 
     @classmethod
     def of(cls, global_batch: int, world_size: int, largest_micro_batch: int | None) -> "BatchLayout":
-        """The fewest rounds of micro-batches no larger than `largest_micro_batch`, then the smallest micro-batch."""
+        """The fewest rounds of micro-batches no larger than `largest_micro_batch`, then the smallest micro-batch.
+
+        Raises `InputError` for a batch of fewer samples than ranks.
+        """
+        if global_batch < world_size:
+            raise InputError(
+                f"train_batch_size {global_batch} leaves {world_size - global_batch} of {world_size} ranks without a "
+                f"sample; give a batch of at least {world_size}, or start fewer ranks"
+            )
         largest = largest_micro_batch or -(-global_batch // world_size)
         accumulation = -(-global_batch // (world_size * largest))
         return cls(global_batch, world_size, -(-global_batch // (world_size * accumulation)), accumulation)
@@ -123,22 +132,34 @@ def with_steps(content: dict, steps: int | None, path: str) -> tuple[dict, int]:
 
 
 def with_layout(content: dict, layout: BatchLayout) -> dict:
-    """The configuration that DeepSpeed is given: its batch sizes multiply up, padding included."""
+    """The configuration that DeepSpeed is given: its batch is one round, padding included.
+
+    The rounds are the trainer's: it reduces their gradients together. LAMB and its clipping are `pretrain.lamb`'s.
+    """
+    if is_lamb(content):
+        content = {key: value for key, value in content.items() if key not in ("optimizer", "gradient_clipping")}
+        content["gradient_clipping"] = 0.0
     return {
         **content,
-        "train_batch_size": layout.slots,
+        "train_batch_size": layout.micro_batch * layout.world_size,
         "train_micro_batch_size_per_gpu": layout.micro_batch,
-        "gradient_accumulation_steps": layout.accumulation,
+        "gradient_accumulation_steps": 1,
     }
+
+
+def is_lamb(content: dict) -> bool:
+    """True where the optimizer is LAMB, which DeepSpeed is handed, and not of its own make."""
+    return str(content["optimizer"].get("type")).lower() == "lamb"
 
 
 def _check_parameters(content: dict, path: str) -> None:
     for key, known in KNOWN_PARAMETERS.items():
         _check_known(content.get(key, {}), known, f"{path}: {key}")
     kind = content["optimizer"].get("type")
-    if str(kind).lower() not in ("adam", "adamw"):
-        raise InputError(f"{path}: optimizer.type {kind!r}: ZeRO-2 trains with Adam or AdamW")
-    _check_known(content["optimizer"].get("params", {}), ADAM_PARAMETERS, f"{path}: optimizer.params")
+    if str(kind).lower() not in ("adam", "adamw", "lamb"):
+        raise InputError(f"{path}: optimizer.type {kind!r}: give Adam or AdamW, or Lamb without ZeRO")
+    parameters = LAMB_PARAMETERS if is_lamb(content) else ADAM_PARAMETERS
+    _check_known(content["optimizer"].get("params", {}), parameters, f"{path}: optimizer.params")
     kind = content["scheduler"].get("type")
     if kind not in lr_schedules.VALID_LR_SCHEDULES:
         raise InputError(f"{path}: scheduler.type {kind!r}: give one of {', '.join(lr_schedules.VALID_LR_SCHEDULES)}")
@@ -147,8 +168,14 @@ def _check_parameters(content: dict, path: str) -> None:
     clipping = content.get("gradient_clipping", 0.0)
     if not isinstance(clipping, int | float) or clipping < 0:
         raise InputError(f"{path}: gradient_clipping must be a number of at least 0, not {clipping!r}")
-    if content.get("zero_optimization", {}).get("stage") not in (1, 2):
-        raise InputError(f"{path}: zero_optimization.stage must be 1 or 2")
+    stage = content.get("zero_optimization", {}).get("stage", 0)
+    if is_lamb(content) and stage != 0:
+        raise InputError(
+            f"{path}: optimizer.type Lamb with zero_optimization.stage {stage}: ZeRO cuts the parameters whose norms "
+            "LAMB compares; remove zero_optimization"
+        )
+    if not is_lamb(content) and stage not in (1, 2):
+        raise InputError(f"{path}: zero_optimization.stage must be 1 or 2 with Adam or AdamW, and is {stage}")
 
 
 def _check_known(content: object, known: set[str], where: str) -> None:
