@@ -15,11 +15,14 @@ from data_prep.shard_format import REGIONS_PER_SAMPLE
 from data_prep.shard_reader import Arrays, ShardReader
 from kernels.philox import Stream, below, draw, threshold
 from pretrain.data_order import MicroBatch
+from pretrain.pre_emption import left_to_parent
 
 N_SPECIAL_TOKENS = 3  # [CLS] A [SEP] B [SEP]
 FIRST_HALF = REGIONS_PER_SAMPLE // 2
+SECONDS_FOR_A_BATCH = 20 * 60  # below what a collective may take, so that the rank whose storage hangs is named
 
 Batch = dict[str, torch.Tensor]
+ON_HOST = {"full"}  # decides what is launched on the device, so it must be known without waiting for the device
 
 
 class MicroBatches(Dataset):
@@ -27,7 +30,7 @@ class MicroBatches(Dataset):
 
     bases: uint8 [n, n_bases], the regions' windows, one after another; window_kmers: int32 [n, 10], k-mers of each;
     binding: float16 [n, 10, n_motifs]; follows: int64 [n], 1 where B follows A, 0 where it is another sample's;
-    sample, epoch: int64 [n]; cell_type: int64 [n]; weight: float32 [n].
+    full: bool [n], whether its tokens will fill the row; sample, epoch, cell_type: int64 [n]; weight: float32 [n].
     """
 
     def __init__(self, reader: ShardReader, *, k: int, max_tokens: int, seed: int):
@@ -94,6 +97,7 @@ class MicroBatches(Dataset):
             "window_kmers": torch.from_numpy(kmers.astype(np.int32)),
             "binding": torch.from_numpy(np.concatenate(halves).reshape(n, REGIONS_PER_SAMPLE, -1)),
             "follows": torch.from_numpy((~differs).astype(np.int64)),
+            "full": torch.from_numpy(kmers.sum(axis=1) == self.max_tokens - N_SPECIAL_TOKENS),
             "sample": torch.from_numpy(asked.sample),
             "epoch": torch.from_numpy(asked.epoch),
             "cell_type": torch.from_numpy(self.reader.cell_type[asked.sample].astype(np.int64)),
@@ -151,6 +155,8 @@ def loader(dataset: MicroBatches, order: Iterable[MicroBatch], workers: int, pin
         pin_memory=pin_memory,
         prefetch_factor=4 if workers else None,
         multiprocessing_context="fork" if workers else None,
+        worker_init_fn=left_to_parent,
+        timeout=SECONDS_FOR_A_BATCH if workers else 0,
     )
     return map(raise_error, iter(batches))
 

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import BertConfig, BertForPreTraining
 
 from data_prep.errors import InputError
-from kernels.kmer_mask import IGNORED, MASK, N_SPECIAL, MaskedBatch
+from kernels.kmer_mask import MASK, N_SPECIAL, MaskedBatch
 from pretrain.config import ModelConfig
 
 INITIAL_TEMPERATURE = 0.07
@@ -21,16 +21,18 @@ LARGEST_SCALE = 100.0  # of the logits of sequence-region matching, as CLIP clip
 
 @dataclass(frozen=True)
 class Outputs:
-    """One micro-batch's outputs.
+    """One micro-batch's outputs; None is what a model has no part for, or was not asked for.
 
-    mgm_logits: [n_masked, vocabulary], at the used slots of the batch; ngsp_logits: [batch, 2], 1 where B follows A;
-    sequence, region: fp32 [batch, projection_size], normalised.
+    mgm_logits: [batch, capacity, vocabulary], at each slot of the batch's masked tokens, used or not;
+    ngsp_logits: [batch, 2], 1 where B follows A; sequence, region: fp32 [batch, projection_size], normalised;
+    cls: [batch, hidden_size], the last hidden state of the first token, without gradient.
     """
 
-    mgm_logits: torch.Tensor
-    ngsp_logits: torch.Tensor
-    sequence: torch.Tensor
-    region: torch.Tensor
+    mgm_logits: torch.Tensor | None = None
+    ngsp_logits: torch.Tensor | None = None
+    sequence: torch.Tensor | None = None
+    region: torch.Tensor | None = None
+    cls: torch.Tensor | None = None
 
 
 class GeneBERT(nn.Module):
@@ -41,9 +43,8 @@ class GeneBERT(nn.Module):
         self.config = config
         self.sequence = BertForPreTraining(sequence_config(config))
         self.region = region_encoder(config)
-        width = getattr(self.region, "head_hidden_size", None) or self.region.num_features
         self.sequence_projection = nn.Linear(config.hidden_size, config.projection_size, bias=False)
-        self.region_projection = nn.Linear(width, config.projection_size, bias=False)
+        self.region_projection = nn.Linear(region_width(self.region), config.projection_size, bias=False)
         # Logarithm of the inverse temperature; of shape [1], because DeepSpeed cannot broadcast a scalar.
         self.logit_scale = nn.Parameter(torch.tensor([1 / INITIAL_TEMPERATURE]).log())
         self.register_buffer("binding_mean", binding_mean.float())
@@ -56,29 +57,62 @@ class GeneBERT(nn.Module):
         # Bounded in value but not in gradient: a clamp would hold a scale above the bound there for ever.
         return scale - (scale - scale.clamp(max=LARGEST_SCALE)).detach()
 
-    def forward(self, batch: MaskedBatch, binding: torch.Tensor) -> Outputs:
-        """batch: masked rows; binding: [batch, 10, n_motifs]."""
+    def forward(self, batch: MaskedBatch, binding: torch.Tensor, heads: bool = True) -> Outputs:
+        """batch: masked rows, with an attention mask of None where they are known to hold no padding; binding: [batch,
+        10, n_motifs]; heads: compute logits too, not embeddings alone."""
         encoded = self.sequence.bert(
-            input_ids=batch.token_ids, token_type_ids=batch.segment_ids, attention_mask=batch.attention_mask
+            input_ids=batch.token_ids,
+            token_type_ids=batch.segment_ids,
+            attention_mask=keys_mask(batch.attention_mask),
         )
         hidden = encoded.last_hidden_state
-        row, slot = (batch.masked_labels != IGNORED).nonzero(as_tuple=True)
-        at_masked = hidden[row, batch.masked_positions[row, slot]]
         kmers = ((batch.token_ids >= N_SPECIAL) | (batch.token_ids == MASK))[..., None]
         mean = (hidden * kmers).sum(1) / kmers.sum(1).clamp(min=1)
         region = self.region(region_image(binding, self.binding_mean, self.binding_std, self.image_size))
+        embeddings = {
+            "sequence": F.normalize(self.sequence_projection(mean).float(), dim=1),
+            "region": F.normalize(self.region_projection(region).float(), dim=1),
+            "cls": hidden[:, 0].detach(),
+        }
+        if not heads:
+            return Outputs(**embeddings)
         return Outputs(
-            mgm_logits=self.sequence.cls.predictions(at_masked),
+            mgm_logits=self.sequence.cls.predictions(at_slots(hidden, batch.masked_positions)),
             ngsp_logits=self.sequence.cls.seq_relationship(encoded.pooler_output),
-            sequence=F.normalize(self.sequence_projection(mean).float(), dim=1),
-            region=F.normalize(self.region_projection(region).float(), dim=1),
+            **embeddings,
         )
 
     @property
     def image_size(self) -> tuple[int, int]:
         """Height and width that the region encoder reads."""
-        patches = getattr(self.region, "patch_embed", None)
-        return tuple(getattr(patches, "img_size", None) or self.region.pretrained_cfg["input_size"][1:])
+        return image_size(self.region)
+
+
+def keys_mask(attention_mask: torch.Tensor | None) -> torch.Tensor | None:
+    """Which tokens of its row each token attends to, bool [batch, 1, 1, tokens]. attention_mask: [batch, tokens], 0 for
+    none.
+
+    With four dimensions Transformers takes it as it is; of two it would ask whether any is 0, and wait for the device.
+    None, for all, lets attention take its fastest kernel.
+    """
+    return None if attention_mask is None else attention_mask.bool()[:, None, None]
+
+
+def at_slots(hidden: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """Hidden states at positions of their rows, [batch, capacity, width]. hidden: [batch, tokens, width]; positions:
+    int64 [batch, capacity]."""
+    return hidden.gather(1, positions[..., None].expand(-1, -1, hidden.shape[-1]))
+
+
+def image_size(region_encoder: nn.Module) -> tuple[int, int]:
+    """Height and width that a timm model reads."""
+    patches = getattr(region_encoder, "patch_embed", None)
+    return tuple(getattr(patches, "img_size", None) or region_encoder.pretrained_cfg["input_size"][1:])
+
+
+def region_width(region_encoder: nn.Module) -> int:
+    """Width of a timm model's output without a classifier."""
+    return getattr(region_encoder, "head_hidden_size", None) or region_encoder.num_features
 
 
 def region_image(binding: torch.Tensor, mean: torch.Tensor, std: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

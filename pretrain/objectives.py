@@ -38,29 +38,36 @@ def masked_count(batch: MaskedBatch, weight: torch.Tensor) -> torch.Tensor:
 def token_objectives(
     outputs: Outputs, batch: MaskedBatch, follows: torch.Tensor, weight: torch.Tensor
 ) -> TokenObjectives:
-    """Masked genome modelling and next genome-segment prediction. follows: int64 [n]; weight: [n]."""
-    used = batch.masked_labels != IGNORED
-    labels = batch.masked_labels.masked_fill((weight == 0)[:, None], IGNORED)[used]
-    logits = outputs.mgm_logits.float()
-    found = labels != IGNORED
+    """Masked-token modelling and, of a model that has it, next genome-segment prediction. follows: int64 [n]; weight:
+    [n]."""
+    labels = batch.masked_labels.masked_fill((weight == 0)[:, None], IGNORED).flatten()
+    logits = outputs.mgm_logits.flatten(0, 1).float()
+    mgm = {
+        "mgm_loss": F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum"),
+        "mgm_correct": (logits.argmax(-1) == labels).sum(),
+        "mgm_count": (labels != IGNORED).sum(),
+    }
+    if outputs.ngsp_logits is None:
+        return TokenObjectives(
+            **mgm, **dict.fromkeys(("ngsp_loss", "ngsp_correct", "ngsp_count"), weight.new_zeros(()))
+        )
     ngsp_logits = outputs.ngsp_logits.float()
     return TokenObjectives(
-        mgm_loss=F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum"),
-        mgm_correct=((logits.argmax(-1) == labels) & found).sum(),
-        mgm_count=found.sum(),
+        **mgm,
         ngsp_loss=(F.cross_entropy(ngsp_logits, follows, reduction="none") * weight).sum(),
         ngsp_correct=((ngsp_logits.argmax(-1) == follows) * weight).sum(),
         ngsp_count=weight.sum(),
     )
 
 
-def recall(rows: torch.Tensor, columns: torch.Tensor, first_row: int, kept: torch.Tensor, at: int) -> torch.Tensor:
-    """How many rows have their own column among their `at` nearest, over the columns kept.
+def nearer(rows: torch.Tensor, columns: torch.Tensor, first_row: int, kept: torch.Tensor) -> torch.Tensor:
+    """How many other columns are at least as near to each row as its own column, over the columns kept; int64 [local].
 
-    rows: [local, d]; columns: [global, d], of which row i's own is first_row + i; kept: bool [global].
+    rows: [local, d]; columns: [global, d], of which row i's own is first_row + i; kept: bool [global]. Ties and NaN
+    count as nearer: a collapsed encoder recalls nothing. Where the own column is not kept, the largest int64.
     """
     similarity = (rows @ columns.T).masked_fill(~kept, -torch.inf)
     own_column = torch.arange(first_row, first_row + len(rows), device=rows.device)
     own = similarity.gather(1, own_column[:, None])
-    nearer = (~(similarity < own)).sum(1) - 1  # ties and NaN count as nearer: a collapsed encoder recalls nothing
-    return ((nearer < at) & kept[own_column]).sum()
+    others = (~(similarity < own)).sum(1) - 1
+    return others.masked_fill(~kept[own_column], torch.iinfo(torch.int64).max)

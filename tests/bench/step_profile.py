@@ -102,11 +102,11 @@ class Op:
 
 
 class Recorder(TorchDispatchMode):
-    """Records the operations of a model, forward and back. n_masked: what `nonzero` of a mask finds."""
+    """Records the operations of a model, forward and back."""
 
-    def __init__(self, model: torch.nn.Module, n_masked: int):
+    def __init__(self, model: torch.nn.Module):
         super().__init__()
-        self.ops, self.n_masked = [], n_masked
+        self.ops = []
         self.scopes, self.made_by, self.last = [""], {}, ""
         self.value_of, self.n_values = {}, 0  # by storage
         self.parameters = {storage(parameter) for parameter in model.parameters()}
@@ -129,12 +129,7 @@ class Recorder(TorchDispatchMode):
         if func.namespace != "aten":  # asks for a device or the like
             return func(*args, **kwargs)
         where = self.where(name, args)
-        if name == "nonzero":
-            result = args[0].new_empty((self.n_masked, 2), dtype=torch.int64)
-        elif name == "index" and args[1][0].dtype == torch.bool:
-            result = args[0].new_empty(self.n_masked)
-        else:
-            result = func(*args, **kwargs)
+        result = func(*args, **kwargs)
         given = [(place, one) for place, argument in enumerate((*args, *kwargs.values())) for one in tensors(argument)]
         known = {storage(tensor) for _, tensor in given}
         written = [tensor for tensor in tensors(result) if func._schema.is_mutable or storage(tensor) not in known]
@@ -202,17 +197,17 @@ def trace(config: ModelConfig, micro_batch: int) -> tuple[list[Op], list[Op], in
     with FakeTensorMode(allow_non_fake_inputs=True):
         model.to_empty(device="cpu")
         model.sequence.tie_weights()
-        recorder = Recorder(model, round(MASK_RATE * (config.max_tokens - 3) * micro_batch))
+        recorder = Recorder(model)
         ids = torch.zeros(micro_batch, config.max_tokens, dtype=torch.int64)
         slots = ids[:, : masking(config).capacity]
-        batch = MaskedBatch(ids, ids, None, ids, slots, slots)  # rows are full, so Transformers drops their mask
+        batch = MaskedBatch(ids, ids, None, ids, slots, slots)  # rows are full
         binding = torch.zeros(micro_batch, N_REGIONS, N_MOTIFS, dtype=torch.float16)
         image = recorder.named("region_image", pretrain.model.region_image)
         # On a CPU, where alone such tensors run backward, but with what CUDA's autocast computes in fp32.
         cuda_autocast = mock.patch.multiple(F, layer_norm=in_fp32(F.layer_norm), softmax=in_fp32(F.softmax))
         with recorder, cuda_autocast, mock.patch.object(pretrain.model, "region_image", image):
             with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-                model(batch, binding)
+                model(batch, binding, heads=False)
             first, recorder.ops = recorder.ops, []
             with torch.autocast("cpu", torch.bfloat16):
                 outputs = model(batch, binding)
@@ -330,7 +325,7 @@ def measured(config: ModelConfig, layout: BatchLayout, device: str = "cuda") -> 
         with torch.autocast(device, torch.bfloat16):
             if layout.accumulation > 1:
                 with torch.no_grad():
-                    model(batch, binding)
+                    model(batch, binding, heads=False)
             outputs = model(batch, binding)
         parts = token_objectives(outputs, batch, sample % 2, weight)
         (parts.mgm_loss + parts.ngsp_loss + (outputs.sequence * outputs.region).sum()).backward()

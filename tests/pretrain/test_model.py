@@ -1,7 +1,10 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from data_prep.errors import InputError
 from data_prep.kmers import kmer_vocabulary
@@ -10,8 +13,8 @@ from kernels.kmer_mask import IGNORED, MASK, Masking, mask_kmers
 from pretrain.batches import MicroBatches
 from pretrain.config import ModelConfig, read_preset
 from pretrain.data_order import MicroBatch
-from pretrain.model import GeneBERT, region_image, sequence_config
-from pretrain.objectives import masked_count, recall, token_objectives
+from pretrain.model import GeneBERT, keys_mask, region_image, sequence_config
+from pretrain.objectives import masked_count, token_objectives
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +65,62 @@ def test_the_matched_embedding_is_the_mean_over_kmers_alone(model, batch):
     torch.testing.assert_close(model(rows, batch["binding"]).sequence, expected)
 
 
+def test_padding_reaches_no_output(model, batch):
+    batch, rows = batch
+    padding = torch.arange(96) >= torch.tensor([96, 90, 64, 4, 96, 80])[:, None]
+    rows = replace(rows, attention_mask=(~padding).long())
+    other = replace(rows, token_ids=torch.where(padding, 7, rows.token_ids))
+    one, changed = (
+        model.sequence.bert(given.token_ids, keys_mask(given.attention_mask), given.segment_ids).last_hidden_state
+        for given in (rows, other)
+    )
+    torch.testing.assert_close(one[~padding], changed[~padding], rtol=0, atol=0)
+
+
+def test_rows_known_to_be_full_need_no_mask(model, batch):
+    batch, rows = batch
+    assert rows.attention_mask.all()
+    assert batch["full"].all()
+    masked, bare = (model(given, batch["binding"]) for given in (rows, replace(rows, attention_mask=None)))
+    for name, found in vars(bare).items():
+        torch.testing.assert_close(found, getattr(masked, name))
+
+
+def test_embeddings_alone_are_those_of_the_whole_pass(model, batch):
+    batch, rows = batch
+    whole, alone = (model(rows, batch["binding"], heads) for heads in (True, False))
+    assert alone.mgm_logits is None
+    assert alone.ngsp_logits is None
+    for name in ("sequence", "region", "cls"):
+        torch.testing.assert_close(getattr(alone, name), getattr(whole, name), rtol=0, atol=0)
+    assert not whole.cls.requires_grad
+
+
+class Waits(TorchDispatchMode):
+    """Counts operations that ask the device for a value or for a shape."""
+
+    found = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func._schema.name
+        self.found += name in ("aten::nonzero", "aten::_local_scalar_dense", "aten::is_nonzero", "aten::masked_select")
+        self.found += name == "aten::index" and any(i is not None and i.dtype == torch.bool for i in args[1])
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_a_step_never_waits_for_the_device(model, batch, masked):
+    batch, rows = batch
+    rows = rows if masked else replace(rows, attention_mask=None)
+    with Waits() as waits:
+        outputs = model(rows, batch["binding"])
+        parts = token_objectives(outputs, rows, batch["follows"], batch["weight"])
+        (parts.mgm_loss + parts.ngsp_loss + outputs.sequence.sum() + outputs.region.sum()).backward()
+        parts.sums()
+    assert waits.found == 0
+    model.zero_grad()
+
+
 def test_region_image_is_standardised_by_motif_then_resized():
     binding = torch.rand(3, 10, 12)
     mean, std = torch.rand(12), torch.rand(12) + 0.5
@@ -69,20 +128,6 @@ def test_region_image_is_standardised_by_motif_then_resized():
     torch.testing.assert_close(same_size[:, 0], (binding - mean) / std)
     narrowed = region_image(binding, mean, std, (10, 4))
     torch.testing.assert_close(narrowed.mean(), same_size.mean(), atol=0.05, rtol=0)
-
-
-def test_recall_counts_rows_whose_own_column_is_near():
-    columns = F.normalize(torch.eye(6)[:, :5] + 0.1, dim=1)
-    rows = columns[2:4].clone()
-    kept = torch.tensor([True] * 6)
-    assert recall(rows, columns, 2, kept, at=1) == 2
-    assert recall(rows, columns, 0, kept, at=1) == 0
-    rows[0] = columns[5]
-    assert recall(rows, columns, 2, kept, at=1) == 1
-    assert recall(torch.ones(2, 5), torch.ones(6, 5), 0, kept, at=5) == 0  # collapsed
-    assert recall(rows * torch.nan, columns, 0, kept, at=5) == 0
-    kept[2] = False
-    assert recall(rows, columns, 2, kept, at=6) == 1
 
 
 def test_the_base_preset_is_the_papers_model():
