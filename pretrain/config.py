@@ -22,6 +22,10 @@ PRESETS = Path(__file__).parent / "presets"
 class ModelConfig:
     """What the weights depend on."""
 
+    sequence_encoder: Literal["bert", "roberta"] = field(
+        default="bert",
+        metadata={"help": "bert: over k-mers of regions; roberta: over the byte-level BPE tokens of promoters."},
+    )
     k: int = field(default=6, metadata={"help": "Length of the k-mers, 3 to 6."})
     max_tokens: int = field(default=512, metadata={"help": "Tokens in a row, special tokens included."})
     hidden_size: int = field(default=768, metadata={"help": "Width of the sequence encoder."})
@@ -30,7 +34,8 @@ class ModelConfig:
     intermediate_size: int = field(default=3072, metadata={"help": "Width of its feed-forward layers."})
     dropout: float = field(default=0.0, metadata={"help": "Dropout of both encoders."})
     region_encoder: str = field(
-        default="swin_base_patch4_window7_224", metadata={"help": "timm model that reads the binding matrix."}
+        default="swin_base_patch4_window7_224",
+        metadata={"help": "timm model that reads the binding matrix; none, with --sequence_encoder roberta."},
     )
     region_encoder_arguments: str = field(
         default="{}", metadata={"help": "JSON of further arguments to timm.create_model."}
@@ -89,6 +94,37 @@ class RunConfig:
     srm_loss: Literal["clip", "paper"] = field(
         default="clip", metadata={"help": "clip: symmetric InfoNCE; paper: one softmax over all pairs (Eq. 3)."}
     )
+    srm_negatives: Literal["global", "micro"] = field(
+        default="global",
+        metadata={
+            "help": "What a pair is told from: global: all of the batch, in two passes where it does not fit at once; "
+            "micro: those of its round of micro-batches on all ranks, in one pass."
+        },
+    )
+    init_sequence: str | None = field(
+        default=None,
+        metadata={"help": "Folder of a BERT over k-mers, such as DNABERT's, to start from; its vocabulary decides k."},
+    )
+    init_region: str | None = field(
+        default=None,
+        metadata={"help": "Weights of the timm model to start from: a safetensors file, or imagenet (from the hub)."},
+    )
+    micro_batch: int | None = field(
+        default=None,
+        metadata={
+            "help": "Most samples that a rank takes at once; default: train_micro_batch_size_per_gpu of --ds_config, "
+            "else the most that fit, found by a short probe."
+        },
+    )
+    compile: Literal["auto", "on", "off"] = field(
+        default="auto", metadata={"help": "torch.compile of both encoders; auto: on CUDA."}
+    )
+    activation_checkpointing: bool = field(
+        default=False, metadata={"help": "Compute each layer again on the way back: less memory, more time."}
+    )
+    timeout: float = field(
+        default=60.0, metadata={"help": "Seconds without a sign of life after which a rank is given up, and the run."}
+    )
     workers: int = field(default=2, metadata={"help": "Processes that read data, for each rank."})
     log_every: int = field(default=10, metadata={"help": "Steps between two lines of metrics."})
     eval_every: int = field(default=1000, metadata={"help": "Steps between two evaluations on held-out chromosomes."})
@@ -98,6 +134,7 @@ class RunConfig:
         default="auto", metadata={"help": "auto: online where the user is logged in, else offline."}
     )
     wandb_project: str = field(default="genebert", metadata={"help": "W&B project."})
+    wandb_artifact: bool = field(default=False, metadata={"help": "Upload the last and the best checkpoint to W&B."})
     local_rank: int = field(default=0, metadata={"help": "Given by the launcher."})
 
 
@@ -172,10 +209,21 @@ def check(model: ModelConfig, run: RunConfig) -> None:
         raise InputError(f"--k {model.k}: give 3 to 6")
     least = {"max_tokens": 16, "hidden_size": 1, "layers": 1, "heads": 1, "intermediate_size": 1, "projection_size": 1}
     least |= {"workers": 0, "log_every": 1, "eval_every": 1, "save_every": 1, "keep_last": 1, "steps": 1}
+    least |= {"timeout": 5}
     for name, smallest in least.items():
         value = getattr(model, name, None) if hasattr(model, name) else getattr(run, name)
         if value is not None and value < smallest:
             raise InputError(f"--{name} {value}: give at least {smallest}")
+    if (model.region_encoder == "none") != (model.sequence_encoder == "roberta"):
+        raise InputError(
+            f"--sequence_encoder {model.sequence_encoder} with --region_encoder {model.region_encoder}: roberta, and "
+            "it alone, trains without a region encoder; give both, as --config cornbert does, or neither"
+        )
+    if model.sequence_encoder == "roberta" and (run.ngsp_weight or run.srm_weight):
+        raise InputError(
+            f"--ngsp_weight {run.ngsp_weight:g} --srm_weight {run.srm_weight:g}: --sequence_encoder roberta has masked "
+            "tokens as its one objective; give 0 for both"
+        )
     if not 0 <= model.dropout < 1:
         raise InputError(f"--dropout {model.dropout}: give 0 or more, below 1")
     if model.hidden_size % model.heads:

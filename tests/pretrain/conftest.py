@@ -4,14 +4,16 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch.distributed as dist
 
 from data_prep.main import main as data_prep
 from data_prep.motifs import load_motifs
+from pretrain import main, ranks
 from pretrain.config import ModelConfig, read_preset
 
 ROOT = Path(__file__).parents[2]
@@ -64,6 +66,14 @@ def shards(tmp_path_factory) -> Path:
         ]
     )
     return folder / "shards"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_home(tmp_path_factory) -> Iterator[None]:
+    """A cache of micro-batches of the tests' own, that the first run fills for the others."""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -127,5 +137,47 @@ def pretrain(deepspeed) -> Callable[..., str]:
         output, _ = process.communicate(timeout=300)
         assert process.returncode == 0, output
         return output
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def one_line() -> Callable[[str], str]:
+    """A function that holds what a program wrote to stderr to be one line, and gives it."""
+
+    def check(stderr: str) -> str:
+        assert stderr.startswith("error: ")
+        assert stderr.endswith("\n")
+        assert stderr.count("\n") == 1, stderr
+        return stderr
+
+    return check
+
+
+@pytest.fixture(scope="module")
+def world_of_one():
+    """The process group that a program without a launcher makes."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.fixture
+def refused(tmp_path, capsys, monkeypatch, world_of_one, one_line, preset, shards, ds_config) -> Callable[..., str]:
+    """Runs pretrain/main.py in this process where it must be refused before it writes; gives the line."""
+    monkeypatch.setattr(ranks, "join", lambda *_: None)
+    monkeypatch.setattr(ranks, "leave", lambda: None)
+    monkeypatch.setattr(main.deepspeed, "initialize", lambda **_: pytest.fail("it was not refused"))
+
+    def run(*changed: object, out: Path | None = None) -> str:
+        before = sorted(tmp_path.rglob("*"))
+        out = out or tmp_path / "run"
+        given = ["--ds_config", ds_config(), "--config", preset, "--shards", shards, "--out", out, *changed]
+        with pytest.raises(SystemExit) as exit_:
+            main.main([*map(str, given)])
+        line = one_line(capsys.readouterr().err)
+        assert exit_.value.code == 2
+        assert sorted(tmp_path.rglob("*")) == before
+        return line
 
     return run
