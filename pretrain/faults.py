@@ -41,7 +41,9 @@ def fault_of(error: BaseException) -> Fault:
         return Fault(f"waited too long for data: {one_line(error)}; the storage of --shards hangs or is too slow")
     if isinstance(error, OSError) and str(error):
         return Fault(" ".join(str(error).split()))
-    if isinstance(error, (OSError, MemoryError, torch.OutOfMemoryError)):
+    if isinstance(error, torch.OutOfMemoryError):
+        return Fault(f"{one_line(error)}; give a smaller --micro_batch, or --activation_checkpointing")
+    if isinstance(error, (OSError, MemoryError)):
         return Fault(one_line(error))
     return Fault(one_line(error), trace="".join(traceback.format_exception(error)))
 

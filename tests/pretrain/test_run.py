@@ -1,11 +1,8 @@
 """The user's command, end to end: the real launcher, engine, readers and files, with the smallest model."""
 
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -95,39 +92,6 @@ def test_the_triton_kernels_train_as_their_references_do(tmp_path, monkeypatch, 
     output = pretrain(2, "--ds_config", str(ds_config(9, 3)), "--out", str(tmp_path), "--workers", "0")
     assert "triton kernels" in output
     assert_same_curves(tmp_path, on_two_ranks)
-
-
-def test_a_killed_run_resumes_and_its_curve_joins(tmp_path, deepspeed, pretrain, ds_config, on_two_ranks):
-    arguments = ("--ds_config", str(ds_config(9)), "--out", str(tmp_path), "--save_every", "8")
-    process = deepspeed(2, *arguments)
-    deadline = time.monotonic() + 120
-    while not (tmp_path / "metrics.jsonl").is_file() or len(curve_so_far(tmp_path)) < 11:
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    for rank in ranks_of(process.pid):
-        os.kill(rank, signal.SIGKILL)
-    process.communicate(timeout=60)
-    assert process.returncode != 0
-    assert checkpoint.newest(tmp_path).name in ("step-000008", "step-000010", "step-000016")
-    assert "resuming at step" in pretrain(2, *arguments)
-    assert_same_curves(tmp_path, on_two_ranks)
-    assert "complete, 20 steps were done" in pretrain(2, *arguments)
-
-
-def curve_so_far(run_dir: Path) -> list[str]:
-    return [line for line in (run_dir / "metrics.jsonl").read_text().splitlines() if "loss/mgm" in line]
-
-
-def ranks_of(launcher: int) -> list[int]:
-    """Processes that run pretrain/main.py below a launcher, readers of data aside."""
-    table = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout
-    rows = [line.split(None, 2) for line in table.splitlines()[1:]]
-    below, frontier = set(), {launcher}
-    while frontier:
-        frontier = {int(pid) for pid, parent, _ in rows if int(parent) in frontier}
-        below |= frontier
-    return [int(pid) for pid, _, args in rows if int(pid) in below and "-u pretrain/main.py" in args]
 
 
 BARE = """
