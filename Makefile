@@ -55,7 +55,8 @@ test-slow: .venv/installed
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -m 'slow and triton'
 
 test-cluster: .venv/installed
-	$(BIN)/python -m pytest -m cluster
+	@$(BIN)/python tests/cluster/cluster.py check
+	$(BIN)/python -m pytest -m cluster tests/cluster
 
 test-cuda: .venv/installed
 	@$(BIN)/python -c 'import torch; raise SystemExit(0 if torch.cuda.is_available() else "error: no CUDA device here")'

@@ -19,6 +19,8 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import NoReturn
 
+from pretrain import hosts
+
 POLL = 0.1  # seconds
 FOR_THE_SAME = 0.5  # seconds that other ranks have to say that they failed in the same way
 FOR_THE_CAUSE = 5.0  # seconds in which the cause must show where all that is known is a broken collective
@@ -110,12 +112,12 @@ class Heart:
 class Monitor(Heart):
     """Rank 0's: knows all ranks, decides what ended the run, and says it.
 
-    hosts: of each rank, to name those that do not come, where the launcher tells it.
+    names: of each rank's host, to name those that do not come, where the launcher tells it.
     """
 
-    def __init__(self, world_size: int, timeout: float, seconds_to_join: float, hosts: list[str] | None = None):
+    def __init__(self, world_size: int, timeout: float, seconds_to_join: float, names: list[str] | None = None):
         super().__init__(timeout)
-        self.world_size, self._hosts = world_size, hosts
+        self.world_size, self._names = world_size, names
         self.token = secrets.token_hex(8)
         dual = socket.has_dualstack_ipv6()
         family = socket.AF_INET6 if dual else socket.AF_INET
@@ -124,6 +126,7 @@ class Monitor(Heart):
         self.port = self._listener.getsockname()[1]
         self._peers: list[Peer] = []
         self._faults: list[tuple[str, Fault]] = []  # (where, what), as they came
+        self._silent: set[int] = set()  # ranks
         self._first_at = 0.0
         self._left_at: float | None = None
         self._join_until = time.monotonic() + seconds_to_join
@@ -220,7 +223,7 @@ class Monitor(Heart):
             return
         came = {0, *(peer.rank for peer in self._peers)}
         missing = [rank for rank in range(self.world_size) if rank not in came]
-        on = f" on {', '.join(dict.fromkeys(self._hosts[rank] for rank in missing))}" if self._hosts else ""
+        on = f" on {', '.join(dict.fromkeys(self._names[rank] for rank in missing))}" if self._names else ""
         there = f"{self.world_size - len(missing)} of {self.world_size} ranks did"
         self._add("", Fault(f"{_named(missing)}{on} did not come within {self._seconds_to_join:g} s; {there}"))
 
@@ -230,6 +233,7 @@ class Monitor(Heart):
         if silent and not self._faults:
             nearly = self.timeout - 2 * self.interval
             with_it = [peer for peer in present if peer.host == silent.host and now - peer.heard > nearly]
+            self._silent = {peer.rank for peer in with_it}
             self._add("", Fault(_silent(_where(with_it), self.timeout)))
         if self._left_at is not None and now - self._left_at > self.timeout and present and not self._faults:
             self._add("", Fault(f"{_where(present)}not at the end {self.timeout:g} s after rank 0"))
@@ -250,6 +254,7 @@ class Monitor(Heart):
         if sum(other.text == fault.text for _, other in faults) > 1:
             where = ""  # what several ranks meet is no rank's own
         _print(fault.trace + fault.line(where, self.hint))
+        hosts.hang_up(self._silent)
         self._tell_all({"end": fault.code})
         until = time.monotonic() + FOR_THE_WORD
         # A connection that is closed while there is something to read may lose the word.

@@ -61,7 +61,7 @@ class Run:
             progress.set_postfix({name: f"{loss:.3f}" for name, loss in shown if loss is not None})
             if logged and self.log:
                 self.log.write(number, metrics | throughput.read())
-            if logged:
+            if logged or step == done:  # the first step compiles
                 throughput.restart()
             is_best = False
             if len(self.val) and (number % config.eval_every == 0 or last):
