@@ -26,17 +26,17 @@ import timm
 import torch
 import torch.distributed as dist
 import transformers
-from deepspeed.runtime.config import get_torch_autocast_dtype, get_torch_autocast_enabled
 from torch import nn
 
 from data_prep.errors import InputError
 from kernels import dispatch
 from kernels.infonce import PANEL_ROWS
-from pretrain import checkpoint, device_memory, ranks
+from pretrain import device_memory, ranks
+from pretrain.atomic_file import write_atomically
 from pretrain.batches import MicroBatches
 from pretrain.config import RunConfig
 from pretrain.data_order import MicroBatch
-from pretrain.ds_config import BatchLayout
+from pretrain.ds_config import BatchLayout, matmul_dtype
 from pretrain.model import GeneBERT
 from pretrain.objectives import token_objectives
 from pretrain.trainer import Trainer, to_device
@@ -98,7 +98,7 @@ class EngineMemory:
             return cls(optimizer=2 * FP32 * parameters, reduction=0)
         part, buckets = -(-parameters // world_size), 0
         if zero.get("contiguous_gradients", True):
-            buckets = 2 if get_torch_autocast_enabled(ds_config) else 1  # one for each type that is sent
+            buckets = 1 if matmul_dtype(ds_config) == torch.float32 else 2  # one for each type that is sent
             buckets *= 2 if zero.get("overlap_comm") else 1
         bucket = FP32 * int(zero.get("reduce_bucket_size", 500_000_000))
         if not ranks.on_cuda():
@@ -248,8 +248,8 @@ class InPrecision:
     ds_config: dict
 
     def __call__(self, *arguments: object) -> object:
-        enabled, dtype = get_torch_autocast_enabled(self.ds_config), get_torch_autocast_dtype(self.ds_config)
-        with torch.autocast(ranks.device().type, dtype=dtype, enabled=enabled):
+        dtype = matmul_dtype(self.ds_config)
+        with torch.autocast(ranks.device().type, dtype=dtype, enabled=dtype != torch.float32):
             return self.module(*arguments)
 
 
@@ -299,7 +299,7 @@ def write_cache(key: str, line: MemoryLine) -> None:
     """Keep a line; where that cannot be written the next run probes again, and a word says why."""
     try:
         cache_path().parent.mkdir(parents=True, exist_ok=True)
-        checkpoint.write_atomically(cache_path(), json.dumps(read_cache() | {key: astuple(line)}, indent=1))
+        write_atomically(cache_path(), json.dumps(read_cache() | {key: astuple(line)}, indent=1))
     except OSError as error:
         ranks.say(f"{cache_path()}: {error.strerror}; the next run will look for its micro-batch again")
 

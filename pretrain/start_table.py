@@ -5,12 +5,12 @@ from collections import Counter
 from dataclasses import dataclass
 
 import torch
-from deepspeed.runtime.config import get_torch_autocast_dtype, get_torch_autocast_enabled
 
 from data_prep.text_table import aligned
 from pretrain import device_memory, flops, hosts, ranks
 from pretrain.config import ModelConfig, RunConfig
-from pretrain.ds_config import BatchLayout
+from pretrain.ds_config import BatchLayout, matmul_dtype
+from pretrain.matching import embeddings_first
 from pretrain.model import GeneBERT
 from pretrain.probe import FP32, Choice, EngineMemory, trained
 
@@ -80,8 +80,8 @@ def accumulation(start: Start, model: ModelConfig) -> str:
     rounds = start.layout.accumulation
     if rounds == 1:
         return "1 round"
-    passes = "two passes, each pair told from all of the batch" if embeddings_first(start, model) else "one pass"
-    return f"{rounds} rounds in {passes}"
+    twice = embeddings_first(model, start.config, start.layout)
+    return f"{rounds} rounds in {'two passes, each pair told from all of the batch' if twice else 'one pass'}"
 
 
 def parameters(model: GeneBERT) -> str:
@@ -94,9 +94,8 @@ def parameters(model: GeneBERT) -> str:
 
 def precision(ds_config: dict) -> str:
     """The type in which matrices are multiplied; parameters are fp32."""
-    if not get_torch_autocast_enabled(ds_config):
-        return "fp32"
-    return str(get_torch_autocast_dtype(ds_config) or torch.bfloat16).removeprefix("torch.") + " autocast"
+    dtype = matmul_dtype(ds_config)
+    return "fp32" if dtype == torch.float32 else str(dtype).removeprefix("torch.") + " autocast"
 
 
 def memory(start: Start, model: GeneBERT) -> str:
@@ -114,26 +113,17 @@ def memory(start: Start, model: GeneBERT) -> str:
 
 def time_left(start: Start, model: GeneBERT, devices: list[str]) -> str:
     """Time of the steps that are left if the slowest GPU's peak is used as such runs use it; a CPU's is not known."""
-    dtype = torch.float32
-    if get_torch_autocast_enabled(start.ds_config):
-        dtype = get_torch_autocast_dtype(start.ds_config) or torch.bfloat16
+    dtype = matmul_dtype(start.ds_config)
     peaks = [flops.peak_flops(device, dtype) for device in set(devices)]
     if None in peaks:
         return "measured after the first steps"
     samples = (start.steps - start.done) * start.layout.global_batch
-    again = (
-        embeddings_first(start, model.config) + start.config.activation_checkpointing
-    )  # forward, a third of a step's work
+    # Forward, a third of a step's work.
+    again = embeddings_first(model.config, start.config, start.layout) + start.config.activation_checkpointing
     each = flops.model_flops(model.config, start.config.mask_rate, getattr(model, "vocabulary", None))
     work = samples * (1 + again / 3) * each
     seconds = work / (USUAL_MFU * min(peaks) * start.layout.world_size)
     return f"{duration(seconds)} if {USUAL_MFU:.0%} of the peak is reached"
-
-
-def embeddings_first(start: Start, model: ModelConfig) -> bool:
-    """True where the embeddings of all rounds are computed before the first runs backward."""
-    matches = model.region_encoder != "none" and start.config.srm_negatives == "global"
-    return matches and start.layout.accumulation > 1
 
 
 def duration(seconds: float) -> str:
