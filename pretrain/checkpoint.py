@@ -25,9 +25,11 @@ from deepspeed.checkpoint import ds_to_universal
 from data_prep.checksum import sha256_of_file
 from data_prep.errors import InputError, one_line
 from pretrain import ranks
+from pretrain.atomic_file import write_atomically
 from pretrain.config import ModelConfig
 
 STATE = "state.json"
+PARTS = {"step", "world_size", "model", "run", "config", "best", "epoch", "files"}
 
 
 def folder(run_dir: Path | str) -> Path:
@@ -38,14 +40,18 @@ def name_of(step: int) -> str:
     return f"step-{step:06d}"
 
 
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step-"))
+
+
 def written(run_dir: Path | str) -> list[Path]:
     """Checkpoints that were written to their end, whatever became of them since; the newest first."""
     names = {path.parent.name for path in folder(run_dir).glob(f"step-*/{STATE}")}
     latest = folder(run_dir) / "latest"
     if latest.is_file():
         names.add(latest.read_text().strip())
-    names = {name for name in names if re.fullmatch(r"step-\d+", name)}
-    return [folder(run_dir) / name for name in sorted(names, key=lambda name: int(name[5:]), reverse=True)]
+    found = [folder(run_dir) / name for name in names if re.fullmatch(r"step-\d+", name)]
+    return sorted(found, key=step_of, reverse=True)
 
 
 def newest(run_dir: Path | str) -> Path | None:
@@ -78,7 +84,7 @@ def fault(checkpoint: Path, part: int = 0, parts: int = 0) -> str | None:
     """
     try:
         files = read_state(checkpoint)["files"]
-    except (InputError, KeyError):
+    except InputError:
         return f"{STATE} cannot be read"
     for number, (name, entry) in enumerate(sorted(files.items())):
         path = checkpoint / name
@@ -92,11 +98,14 @@ def fault(checkpoint: Path, part: int = 0, parts: int = 0) -> str | None:
 
 
 def read_state(checkpoint: Path) -> dict:
-    """Raises `InputError` where it cannot be read."""
+    """Raises `InputError` where it cannot be read, or lacks a part."""
     try:
-        return json.loads((checkpoint / STATE).read_text())
+        state = json.loads((checkpoint / STATE).read_text())
     except (OSError, ValueError) as error:
         raise InputError(f"{checkpoint / STATE}: cannot be read: {error}") from error
+    if not isinstance(state, dict) or not state.keys() >= PARTS:
+        raise InputError(f"{checkpoint / STATE}: is not what this program writes")
+    return state
 
 
 def check_model(checkpoint: Path, model: ModelConfig) -> None:
@@ -123,7 +132,7 @@ def _short(value: object) -> str:
 
 
 def save(engine, run_dir: Path, step: int, state: dict, keep_last: int) -> None:
-    """Write a checkpoint of all ranks, move `latest` to it, and remove all but the last `keep_last` and the best.
+    """Write a checkpoint of all ranks, move `latest` to it, and remove older ones but `keep_last` in all and the best.
 
     A collective. Raises `OSError` on all ranks where one cannot write; older checkpoints are then as they were.
     """
@@ -131,18 +140,12 @@ def save(engine, run_dir: Path, step: int, state: dict, keep_last: int) -> None:
     if ranks.is_first():
         shutil.rmtree(path, ignore_errors=True)  # not whole, and perhaps of other ranks
     dist.barrier()
-    with _held_back(engine) as errors:
-        engine.save_checkpoint(str(path.parent), tag=path.name, client_state={"step": step}, save_latest=False)
-    files = None if errors else {}
-    if files is not None:
-        there = sorted(file for file in path.rglob("*") if file.is_file())
-        for file in there[dist.get_rank() :: dist.get_world_size()]:
-            entry = {"bytes": file.stat().st_size, "sha256": sha256_of_file(file)}
-            files[str(file.relative_to(path))] = entry
+    with _accounted(engine) as (files, errors):
+        engine.save_checkpoint(str(path.parent), tag=path.name, save_latest=False)
     every = ranks.gathered((one_line(errors[0]) if errors else None, files))
     failed = next((f"rank {rank}: {error}" for rank, (error, _) in enumerate(every) if error), None)
     if ranks.is_first() and not failed:
-        files = {name: entry for _, part in every for name, entry in part.items()}
+        files = {str(file.relative_to(path)): entry for _, of_rank in every for file, entry in of_rank.items()}
         try:
             content = {"step": step, "world_size": dist.get_world_size(), **state, "files": files}
             write_atomically(path / STATE, json.dumps(content, indent=1))
@@ -157,28 +160,43 @@ def save(engine, run_dir: Path, step: int, state: dict, keep_last: int) -> None:
         raise OSError(f"{path}: cannot be written, with {free / 1e6:.1f} MB free: {failed}")
     if ranks.is_first():
         best = name_of(state["best"]["step"]) if state["best"] else None
-        for old in written(run_dir)[keep_last:]:
-            if old.name != best:
-                shutil.rmtree(old)
+        older = [old for old in written(run_dir) if step_of(old) < step]
+        _remove([old for old in older[keep_last - 1 :] if old.name != best])
 
 
 @contextmanager
-def _held_back(engine) -> Iterator[list[Exception]]:
-    """Errors of writing files are held back: a rank that left would have the others wait for it."""
+def _accounted(engine) -> Iterator[tuple[dict[Path, dict], list[Exception]]]:
+    """Files that this rank writes meanwhile, on disk, with their bytes and sha256; and the errors of writing.
+
+    These are held back: a rank that left would have the others wait for it.
+    """
+    files: dict[Path, dict] = {}
     errors: list[Exception] = []
     write = engine.checkpoint_engine.save
 
-    def save(*arguments, **options):
+    def save(state_dict: dict, path: str):
         try:
-            return write(*arguments, **options)
+            written = write(state_dict, path)
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+            files[Path(path)] = {"bytes": Path(path).stat().st_size, "sha256": sha256_of_file(path)}
+            return written
         except (OSError, RuntimeError) as error:  # PyTorch's writer of zip files raises the latter
             errors.append(error)
 
     engine.checkpoint_engine.save = save
     try:
-        yield errors
+        yield files, errors
     finally:
         engine.checkpoint_engine.save = write
+
+
+def _remove(checkpoints: list[Path]) -> None:
+    for path in checkpoints:
+        try:
+            shutil.rmtree(path)
+        except OSError as error:  # a run that is well does not end for it
+            ranks.say(f"warning: {path}: cannot be removed: {one_line(error)}")
 
 
 def is_of_other_ranks(checkpoint: Path, ds_config: dict) -> bool:
@@ -202,12 +220,18 @@ def load(engine, checkpoint: Path) -> int:
                 failed = InputError(f"{universal}: cannot be written: {error}")
         ranks.raise_together(failed)
     source = universal if engine.load_universal_checkpoint() else checkpoint
-    engine.load_checkpoint(str(source.parent), tag=source.name)
+    found, _ = engine.load_checkpoint(str(source.parent), tag=source.name)
+    if found is None:
+        raise InputError(f"{checkpoint}: DeepSpeed finds nothing to load there; give another --out")
     _steps_beside_parameters(engine.optimizer)
     dist.barrier()
-    if ranks.is_first():
-        shutil.rmtree(universal, ignore_errors=True)
+    if ranks.is_first():  # what was passed over, or left behind by a run that was killed
+        _remove([path for path in checkpoint.parent.glob("step-*") if not _is_kept(path, step_of(checkpoint))])
     return read_state(checkpoint)["step"]
+
+
+def _is_kept(path: Path, step: int) -> bool:
+    return path in written(path.parent.parent) and step_of(path) <= step
 
 
 def _steps_beside_parameters(optimizer: object) -> None:
@@ -227,12 +251,3 @@ def _write_universal(checkpoint: Path, universal: Path) -> None:
     with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
         ds_to_universal.main(Namespace(input_folder=str(checkpoint), output_folder=str(universal), **options))
     (universal.parent / "latest_universal").unlink(missing_ok=True)
-
-
-def write_atomically(path: Path, content: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    with open(partial, "w") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)

@@ -25,6 +25,7 @@ from data_prep.shard_format import PROMOTERS, REGIONS, SPLITS
 from data_prep.shard_reader import check_content, read_manifest
 from kernels import dispatch
 from pretrain import checkpoint, parts, probe, ranks, resumption, speed, starting_weights
+from pretrain.atomic_file import write_atomically
 from pretrain.config import ModelConfig, RunConfig, parse
 from pretrain.ds_config import BatchLayout, read_ds_config, with_layout, with_steps
 from pretrain.lamb import lamb_of
@@ -57,7 +58,7 @@ def pretrain(model_config: ModelConfig, config: RunConfig, ds_config: dict, step
     kernels = chosen_kernels()
     global_batch, given = ds_config["train_batch_size"], probe.given_micro_batch(config, ds_config)
     BatchLayout.of(global_batch, dist.get_world_size(), given)  # refuses a batch of fewer samples than ranks
-    identity = resumption.identity_of(manifest, config, global_batch)
+    identity = resumption.identity_of(manifest, config, ds_config)
     resumed = checkpoint.newest_whole(run_dir)
     model_config = starting_weights.decide_k(model_config, config, resumed)
     if resumed:
@@ -65,7 +66,6 @@ def pretrain(model_config: ModelConfig, config: RunConfig, ds_config: dict, step
         if checkpoint.read_state(resumed)["step"] == steps:
             ranks.say(f"{run_dir}: complete, {steps} steps were done; give a larger --steps to go on")
             return
-        ds_config = resumption.for_ranks_of_now(ds_config, resumed)
     cache = cache_for(config.shards, manifest, config.shard_cache, config.shard_cache_gb)
     stage_or_verify(config.shards, manifest, cache)
     tokenizer = parts.tokenizer_of(config, manifest)
@@ -83,7 +83,7 @@ def pretrain(model_config: ModelConfig, config: RunConfig, ds_config: dict, step
         model=model,
         model_parameters=groups,
         optimizer=lamb_of(ds_config, groups),
-        config=with_layout(ds_config, layout),
+        config=resumption.for_ranks_of_now(with_layout(ds_config, layout), resumed),
     )
     trainer = Trainer(engine, config, layout, steps)
     done = checkpoint.load(engine, resumed) if resumed else 0
@@ -106,16 +106,16 @@ def pretrain(model_config: ModelConfig, config: RunConfig, ds_config: dict, step
     log = None
     if ranks.is_first():
         run_dir.mkdir(parents=True, exist_ok=True)
-        checkpoint.write_atomically(run_dir / "config.json", json.dumps(record, indent=1))
+        write_atomically(run_dir / "config.json", json.dumps(record, indent=1))
         if tokenizer:
-            checkpoint.write_atomically(run_dir / TOKENIZER, tokenizer.to_str(pretty=True))
+            write_atomically(run_dir / TOKENIZER, tokenizer.to_str(pretty=True))
         log = RunLog(run_dir, done, record, config.wandb, config.wandb_project)
+    resumption.check_shared(run_dir / "config.json")
     samples, genome = (len(train), len(val)), manifest["genome"]["name"]
     start = Start(config, ds_config, layout, choice, steps, done, samples, genome, kernels)
     ranks.say(start_table(start, model))
     state = {"model": asdict(model_config), "run": identity, "config": record}
-    best = checkpoint.read_state(resumed)["best"] if resumed else None
-    if Run(trainer, train, val, run_dir, state, log, best).go_on(done):
+    if Run(trainer, train, val, run_dir, state, log, resumption.best_of(resumed)).go_on(done):
         ranks.say(f"{run_dir}: {steps} steps done; metrics.jsonl and curves.png are there, checkpoints in checkpoints/")
 
 

@@ -1,12 +1,15 @@
-"""A checkpoint of another run, or a run without one, ends in one line, with exit code 2, and changes nothing."""
+"""A checkpoint of another run ends in one line and changes nothing; which of its own a run keeps."""
 
 import json
+import shutil
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from data_prep.errors import InputError
 from data_prep.shard_reader import read_manifest
 from pretrain import checkpoint, convert, main, resumption
 from pretrain.config import RunConfig
@@ -20,13 +23,14 @@ def run_dir(tmp_path, model_config, shards) -> Path:
     folder = tmp_path / "earlier"
     manifest = read_manifest(shards)
     identity = {"motifs": manifest["motifs"], "shards": manifest["fingerprint"], "seed": 0, "global_batch": 8}
+    identity["optimizer"] = "adamw"
     identity |= {name: getattr(RunConfig(ds_config=""), name) for name in resumption.OBJECTIVE}
     record = {"steps": STEPS, "motifs": manifest["motifs"]}
     for step in (4, 8):
         kept = checkpoint.folder(folder) / checkpoint.name_of(step)
         kept.mkdir(parents=True)
         state = {"step": step, "model": asdict(model_config), "run": identity, "config": record, "best": None}
-        state |= {"world_size": 1, "files": {}}
+        state |= {"world_size": 1, "files": {}, "epoch": 0}
         (kept / checkpoint.STATE).write_text(json.dumps(state))
     (checkpoint.folder(folder) / "latest").write_text("step-000008")
     return folder
@@ -138,3 +142,62 @@ def test_a_folder_with_other_files_is_not_replaced_by_a_converted_model(run_dir,
     assert exit_.value.code == 2
     assert "not of this program" in one_line(capsys.readouterr().err)
     assert list(kept.parent.iterdir()) == [kept]
+
+
+# Saving.
+
+
+@dataclass
+class OneFileEngine:
+    """What `checkpoint.save` asks of DeepSpeed's engine: each checkpoint is one file."""
+
+    checkpoint_engine: SimpleNamespace = field(
+        default_factory=lambda: SimpleNamespace(save=lambda state_dict, path: Path(path).write_text("weights"))
+    )
+
+    def save_checkpoint(self, folder: str, tag: str, save_latest: bool) -> None:
+        (Path(folder) / tag).mkdir(parents=True)
+        self.checkpoint_engine.save({}, str(Path(folder) / tag / "weights.pt"))
+
+
+def save(run_dir: Path, step: int, keep_last: int, best: int | None = None) -> None:
+    state = {"model": {}, "run": {}, "config": {}, "epoch": 0, "best": {"step": best} if best else None}
+    checkpoint.save(OneFileEngine(), run_dir, step, state, keep_last)
+
+
+def steps(run_dir: Path) -> list[int]:
+    return [checkpoint.step_of(path) for path in checkpoint.written(run_dir)]
+
+
+def test_the_last_and_the_best_checkpoints_are_kept(world_of_one, tmp_path):
+    for step in range(1, 7):
+        save(tmp_path, step, keep_last=2, best=2 if step > 1 else None)
+    assert steps(tmp_path) == [6, 5, 2]
+
+
+def test_torn_checkpoints_do_not_count_as_the_last(world_of_one, tmp_path):
+    """A run that went on from step 2, passing over a torn 3, keeps what it writes."""
+    for step in (1, 2, 3):
+        save(tmp_path, step, keep_last=3)
+    (checkpoint.folder(tmp_path) / checkpoint.name_of(3) / "weights.pt").write_text("cut")
+    save(tmp_path, 2, keep_last=1)
+    assert checkpoint.newest(tmp_path).name == checkpoint.name_of(2)
+    assert steps(tmp_path) == [3, 2]
+
+
+def test_a_best_checkpoint_that_is_gone_is_no_longer_the_best(world_of_one, tmp_path):
+    save(tmp_path, 1, keep_last=1)
+    save(tmp_path, 2, keep_last=2, best=1)
+    newest = checkpoint.newest(tmp_path)
+    assert resumption.best_of(newest) == {"step": 1}
+    shutil.rmtree(newest.with_name(checkpoint.name_of(1)))
+    assert resumption.best_of(newest) is None
+
+
+def test_a_run_folder_that_nodes_do_not_share_is_refused(world_of_one, tmp_path, monkeypatch):
+    (tmp_path / "config.json").write_text("{}")
+    resumption.check_shared(tmp_path / "config.json")
+    monkeypatch.setattr(resumption, "SECONDS_TO_SEE", 0)
+    monkeypatch.setattr(resumption.ranks, "is_first", lambda: False)  # what rank 0 wrote is not what is seen here
+    with pytest.raises(InputError, match="all nodes must share --out"):
+        resumption.check_shared(tmp_path / "config.json")
