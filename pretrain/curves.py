@@ -44,9 +44,16 @@ def draw(run_dir: Path, global_batch: int, k: int | None) -> Path | None:
     if figure is None:
         return None
     path = run_dir / "curves.png"
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    save(figure, path)
     return path
+
+
+def save(figure: Figure, path: Path) -> None:
+    """As PNG; the file is there whole, or as it was before."""
+    partial = path.with_name(path.name + ".partial")
+    figure.savefig(partial, dpi=110, format="png")
+    partial.replace(path)
+    plt.close(figure)
 
 
 def chance_levels(rows: list[dict], global_batch: int, k: int | None) -> dict[str, float]:

@@ -1,5 +1,11 @@
-"""Figures of held-out embeddings: how sequences match regions, and a map of [CLS] by cell type."""
+"""Figures of held-out embeddings: how sequences match regions, and a map of [CLS] by cell type.
 
+As a program it draws them and the run's curves, for `pretrain.drawing`.
+"""
+
+import json
+import sys
+import threading
 from pathlib import Path
 
 import matplotlib
@@ -10,7 +16,9 @@ import numpy as np
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
-from pretrain.evaluation import Embeddings
+from pretrain import curves
+from pretrain.drawing import Embeddings
+from pretrain.pre_emption import end_with
 from pretrain.run_record import FIGURES, figure_path
 
 IN_HEAT_MAP = 64  # samples
@@ -18,7 +26,17 @@ LARGEST_MAP = 2000  # points: seconds on one core
 FEWEST_IN_MAP = 10
 COMPONENTS = 30  # of the principal components that t-SNE takes
 MOST_COLOURS = 20  # cell types with a colour of their own, the most frequent ones
-DPI = 110
+
+
+def main() -> None:
+    """The argument is a job of `Drawing`, as JSON."""
+    job = json.loads(sys.argv[1])
+    threading.Thread(target=end_with, args=(job["parent"],), daemon=True).start()
+    curves.draw(Path(job["run_dir"]), job["global_batch"], job["k"])
+    if job["embeddings"]:
+        with np.load(job["embeddings"]) as arrays:
+            embeddings = Embeddings(**(dict.fromkeys(("sequence", "region")) | dict(arrays)))
+        draw(Path(job["run_dir"]), job["step"], embeddings)
 
 
 def draw(run_dir: Path, step: int, embeddings: Embeddings) -> dict[str, Path]:
@@ -53,7 +71,7 @@ def draw_similarity(path: Path, step: int, embeddings: Embeddings) -> None:
     axis.set(xlabel="regions' binding", ylabel="sequences")
     axis.set_title(f"step {step:,}: {len(order)} held-out pairs", fontsize=10)
     figure.colorbar(image, ax=axis, label="cosine", shrink=0.8)
-    save(figure, path)
+    curves.save(figure, path)
 
 
 def draw_map(path: Path, step: int, points: np.ndarray, cell_type: np.ndarray) -> None:
@@ -69,7 +87,7 @@ def draw_map(path: Path, step: int, points: np.ndarray, cell_type: np.ndarray) -
     axis.set(xticks=[], yticks=[], xlabel="t-SNE 1", ylabel="t-SNE 2")
     axis.set_title(f"step {step:,}: [CLS] of {len(points):,} held-out samples", fontsize=10)
     figure.legend(loc="outside right upper", frameon=False, fontsize=7, markerscale=2)
-    save(figure, path)
+    curves.save(figure, path)
 
 
 def tsne(vectors: np.ndarray) -> np.ndarray | None:
@@ -100,6 +118,5 @@ def shortened(name: str) -> str:
     return name if len(name) <= 24 else name[:23] + "…"
 
 
-def save(figure, path: Path) -> None:
-    figure.savefig(path, dpi=DPI)
-    plt.close(figure)
+if __name__ == "__main__":
+    main()

@@ -14,31 +14,20 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 from kernels.infonce import info_nce
-from kernels.kmer_mask import IGNORED, MaskedBatch
 from pretrain import ranks
 from pretrain.batches import Batch, MicroBatches, loader
 from pretrain.data_order import split
+from pretrain.drawing import Embeddings
 from pretrain.held_out_samples import described
 from pretrain.matching import nearer_in_batch
 from pretrain.model import Outputs
-from pretrain.objectives import METRICS
+from pretrain.objectives import METRICS, objectives_by_sample
 from pretrain.run_record import safe_names
 from pretrain.trainer import Trainer, metrics_of, to_device
 
 LARGEST_EMBEDDED = 2000  # held-out samples, the first ones, whose embeddings are kept
 BY_CELL_TYPE = ("loss/mgm", "loss/ngsp", "mgm/accuracy", "ngsp/accuracy")
 COLUMNS = (*METRICS, "recalled_at_1", "recalled_at_5", "samples")
-
-
-@dataclass(frozen=True)
-class Embeddings:
-    """Of the first held-out samples, in order, fp32. cls: [n, hidden_size]; sequence, region: [n, projection_size], or
-    None of a model that does not match; cell_type: [n], names."""
-
-    cls: np.ndarray
-    sequence: np.ndarray | None
-    region: np.ndarray | None
-    cell_type: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -76,7 +65,8 @@ def evaluate(trainer: Trainer, dataset: MicroBatches) -> Evaluation:
             if pool[0] + number * trainer.layout.world_size * len(batch["weight"]) < LARGEST_EMBEDDED:
                 first.add(batch, outputs)
             values = torch.zeros(len(batch["weight"]), len(COLUMNS), dtype=torch.float64, device=device)
-            values[:, : len(METRICS)] = token_sums(outputs, rows, batch["follows"], batch["weight"])
+            of_samples = objectives_by_sample(outputs, rows, batch["follows"], batch["weight"])
+            values[:, : len(METRICS)] = of_samples.sums()
             values[:, -1] = batch["weight"] > 0
             parts.append((outputs.sequence, outputs.region, batch["weight"], batch["cell_type"], values))
         *embeddings, weight, cell_type, values = (
@@ -90,7 +80,7 @@ def evaluate(trainer: Trainer, dataset: MicroBatches) -> Evaluation:
     trainer.engine.train()
     reduced = ranks.summed(torch.cat([sums.flatten(), srm]))
     sums, srm = reduced[:-1].view_as(sums), reduced[-1:] / len(dataset)
-    metrics = metrics_of(torch.cat([sums.sum(0)[: len(METRICS)], srm]), config)
+    metrics = metrics_of(torch.cat([sums.sum(0)[: len(METRICS)], srm]).tolist(), config)
     if first.matches:
         at_1, at_5, _ = (sums.sum(0)[-3:] / len(dataset)).tolist()
         metrics |= {"srm/recall_at_1": at_1, "srm/recall_at_5": at_5, "srm/chance": len(pools) / len(dataset)}
@@ -100,34 +90,19 @@ def evaluate(trainer: Trainer, dataset: MicroBatches) -> Evaluation:
     )
 
 
-def token_sums(outputs: Outputs, batch: MaskedBatch, follows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """METRICS of each sample, fp64 [n, 6], which add up to `objectives.token_objectives`."""
-    labels = batch.masked_labels.masked_fill((weight == 0)[:, None], IGNORED)
-    logits = outputs.mgm_logits.flatten(0, 1).float()
-    loss = F.cross_entropy(logits, labels.flatten(), ignore_index=IGNORED, reduction="none").view_as(labels)
-    correct = logits.argmax(-1).view_as(labels) == labels
-    columns = [loss.double().sum(1), correct.sum(1), (labels != IGNORED).sum(1)]
-    if outputs.ngsp_logits is None:
-        columns += [torch.zeros_like(weight)] * 3
-    else:
-        ngsp = outputs.ngsp_logits.float()
-        columns += [F.cross_entropy(ngsp, follows, reduction="none") * weight, (ngsp.argmax(-1) == follows) * weight]
-        columns += [weight]
-    return torch.stack([column.double() for column in columns], dim=1)
-
-
 def by_cell_type(sums: torch.Tensor, names: list[str], trainer: Trainer, matches: bool) -> dict[str, float]:
     """`<metric>/<cell type>`, where there are several. sums: [n_cell_types, len(COLUMNS)], over all ranks."""
-    present = [number for number, row in enumerate(sums.tolist()) if row[-1]]
+    rows = sums.tolist()
+    present = [number for number, row in enumerate(rows) if row[-1]]
     if len(present) < 2:
         return {}
     safe, metrics = safe_names(names), {}
     for number in present:
-        row = sums[number]
-        of_type = metrics_of(torch.cat([row[: len(METRICS)], row.new_zeros(1)]), trainer.config)
+        row = rows[number]
+        of_type = metrics_of([*row[: len(METRICS)], 0.0], trainer.config)
         found = {name: of_type[name] for name in BY_CELL_TYPE if name in of_type}
         if matches:
-            found["srm/recall_at_1"] = float(row[-3] / row[-1])
+            found["srm/recall_at_1"] = row[-3] / row[-1]
         metrics |= {f"{name}/{safe[number]}": value for name, value in found.items()}
     return metrics
 
@@ -152,7 +127,7 @@ class _First:
         here = {name: torch.cat([batch[name] for batch in self.batches]) for name in self.batches[0]}
         parts = ("cls", "sequence", "region") if self.matches else ("cls",)
         here |= {name: torch.cat([getattr(outputs, name) for outputs in self.outputs]).float() for name in parts}
-        everywhere = {name: _of_all_ranks(tensor).cpu().numpy() for name, tensor in here.items()}
+        everywhere = {name: ranks.gathered_rows(tensor).cpu().numpy() for name, tensor in here.items()}
         sample = np.where(everywhere["weight"] > 0, everywhere["sample"], n_samples)
         order = np.argsort(sample, kind="stable")[: min((everywhere["weight"] > 0).sum(), LARGEST_EMBEDDED)]
         return Embeddings(
@@ -161,9 +136,3 @@ class _First:
             region=everywhere["region"][order] if self.matches else None,
             cell_type=np.array(names)[everywhere["cell_type"][order]],
         )
-
-
-def _of_all_ranks(tensor: torch.Tensor) -> torch.Tensor:
-    gathered = tensor.new_empty(dist.get_world_size() * len(tensor), *tensor.shape[1:])
-    dist.all_gather_into_tensor(gathered, tensor.contiguous())
-    return gathered

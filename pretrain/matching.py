@@ -12,12 +12,18 @@ import torch.distributed as dist
 
 from kernels.infonce import info_nce
 from pretrain import ranks
+from pretrain.config import ModelConfig, RunConfig
 from pretrain.ds_config import BatchLayout
 from pretrain.model import GeneBERT, Outputs
 from pretrain.objectives import nearer
 
 # From a round and its outputs to the term that carries its gradient, and to this rank's share of the loss.
 Matching = Callable[[int, Outputs], tuple[torch.Tensor, torch.Tensor]]
+
+
+def embeddings_first(model: ModelConfig, config: RunConfig, layout: BatchLayout) -> bool:
+    """True where the embeddings of all rounds are computed before the first runs backward."""
+    return model.region_encoder != "none" and config.srm_negatives == "global" and layout.accumulation > 1
 
 
 def nothing(number: int, outputs: Outputs) -> tuple[torch.Tensor, torch.Tensor]:
@@ -68,12 +74,8 @@ def nearer_in_batch(sequence: torch.Tensor, region: torch.Tensor, weight: torch.
 
     sequence, region: [n, d], this rank's; weight: [n], 0 for padding. int64 [n]. A collective.
     """
-    world = dist.get_world_size()
-    columns = region.new_empty(world * len(region), region.shape[1])
-    dist.all_gather_into_tensor(columns, region.contiguous())
-    all_weight = weight.new_empty(world * len(weight))
-    dist.all_gather_into_tensor(all_weight, weight)
-    return nearer(sequence, columns, dist.get_rank() * len(region), all_weight > 0)
+    first_row = dist.get_rank() * len(region)
+    return nearer(sequence, ranks.gathered_rows(region), first_row, ranks.gathered_rows(weight) > 0)
 
 
 def recalls(sequence: torch.Tensor, region: torch.Tensor, weight: torch.Tensor) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""The three objectives as sums over a micro-batch, each divided by its count in the GLOBAL batch.
+"""The objectives as sums over samples, for the trainer to divide by their counts in the GLOBAL batch.
 
 So the gradient does not depend on how the batch is cut into micro-batches and ranks: the parts add up.
 """
@@ -16,7 +16,7 @@ METRICS = ("mgm_loss", "mgm_correct", "mgm_count", "ngsp_loss", "ngsp_correct", 
 
 @dataclass(frozen=True)
 class TokenObjectives:
-    """Sums over a micro-batch, fp32 scalars; padding counts nothing."""
+    """Sums over each sample, [n], or over a micro-batch, scalars; padding counts nothing."""
 
     mgm_loss: torch.Tensor
     mgm_correct: torch.Tensor
@@ -26,8 +26,8 @@ class TokenObjectives:
     ngsp_count: torch.Tensor
 
     def sums(self) -> torch.Tensor:
-        """[6], in the order of METRICS, without gradient."""
-        return torch.stack([getattr(self, name).detach().double() for name in METRICS])
+        """fp64 [n, 6] or [6], in the order of METRICS, without gradient."""
+        return torch.stack([getattr(self, name).detach().double() for name in METRICS], dim=-1)
 
 
 def masked_count(batch: MaskedBatch, weight: torch.Tensor) -> torch.Tensor:
@@ -35,29 +35,38 @@ def masked_count(batch: MaskedBatch, weight: torch.Tensor) -> torch.Tensor:
     return ((batch.masked_labels != IGNORED) & (weight > 0)[:, None]).sum()
 
 
-def token_objectives(
+def objectives_by_sample(
     outputs: Outputs, batch: MaskedBatch, follows: torch.Tensor, weight: torch.Tensor
 ) -> TokenObjectives:
-    """Masked-token modelling and, of a model that has it, next genome-segment prediction. follows: int64 [n]; weight:
-    [n]."""
-    labels = batch.masked_labels.masked_fill((weight == 0)[:, None], IGNORED).flatten()
+    """Masked-token modelling and, of a model that has it, next genome-segment prediction, of each sample. follows:
+    int64 [n]; weight: [n]."""
+    labels = batch.masked_labels.masked_fill((weight == 0)[:, None], IGNORED)
     logits = outputs.mgm_logits.flatten(0, 1).float()
+    losses = F.cross_entropy(logits, labels.flatten(), ignore_index=IGNORED, reduction="none").view_as(labels)
     mgm = {
-        "mgm_loss": F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum"),
-        "mgm_correct": (logits.argmax(-1) == labels).sum(),
-        "mgm_count": (labels != IGNORED).sum(),
+        "mgm_loss": losses.sum(1),
+        "mgm_correct": (logits.argmax(-1).view_as(labels) == labels).sum(1),
+        "mgm_count": (labels != IGNORED).sum(1),
     }
     if outputs.ngsp_logits is None:
         return TokenObjectives(
-            **mgm, **dict.fromkeys(("ngsp_loss", "ngsp_correct", "ngsp_count"), weight.new_zeros(()))
+            **mgm, **dict.fromkeys(("ngsp_loss", "ngsp_correct", "ngsp_count"), torch.zeros_like(weight))
         )
     ngsp_logits = outputs.ngsp_logits.float()
     return TokenObjectives(
         **mgm,
-        ngsp_loss=(F.cross_entropy(ngsp_logits, follows, reduction="none") * weight).sum(),
-        ngsp_correct=((ngsp_logits.argmax(-1) == follows) * weight).sum(),
-        ngsp_count=weight.sum(),
+        ngsp_loss=F.cross_entropy(ngsp_logits, follows, reduction="none") * weight,
+        ngsp_correct=(ngsp_logits.argmax(-1) == follows) * weight,
+        ngsp_count=weight,
     )
+
+
+def token_objectives(
+    outputs: Outputs, batch: MaskedBatch, follows: torch.Tensor, weight: torch.Tensor
+) -> TokenObjectives:
+    """`objectives_by_sample` over the micro-batch."""
+    by_sample = objectives_by_sample(outputs, batch, follows, weight)
+    return TokenObjectives(**{name: getattr(by_sample, name).sum() for name in METRICS})
 
 
 def nearer(rows: torch.Tensor, columns: torch.Tensor, first_row: int, kept: torch.Tensor) -> torch.Tensor:

@@ -59,10 +59,11 @@ def left_to_parent(*_) -> None:
     threading.excepthook = show_unless_orphan
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    threading.Thread(target=end_with, args=(parent,), daemon=True).start()
 
 
-def _end_with(parent: int) -> None:
+def end_with(parent: int) -> None:
+    """End this process once the one that started it has died, or sends SIGTERM; for a thread of its own."""
     while os.getppid() == parent:
         came = signal.sigtimedwait({signal.SIGTERM}, 0.5)
         if came and came.si_pid == parent:

@@ -2,28 +2,30 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from pretrain import checkpoint, curves, embedding_figures, pre_emption, ranks
+from pretrain import checkpoint, pre_emption, ranks
 from pretrain.batches import MicroBatches, loader
 from pretrain.data_order import DataOrder
+from pretrain.drawing import Drawing
 from pretrain.evaluation import evaluate
 from pretrain.flops import attainable_flops, model_flops
 from pretrain.run_log import RunLog
-from pretrain.run_record import FIGURES
+from pretrain.run_record import read_metrics
 from pretrain.throughput import Throughput
 from pretrain.trainer import Trainer
+
+SECONDS_TO_DRAW_AFTER_SIGTERM = 3.0
 
 
 @dataclass
 class Run:
-    """state: what a checkpoint of any step says of the run; log: on the first rank alone; best: the held-out metrics of
-    the best evaluation so far, and its step."""
+    """state: what a checkpoint of any step says of the run; log, drawing: on the first rank alone; best: the held-out
+    metrics of the best evaluation so far, and its step."""
 
     trainer: Trainer
     train: MicroBatches
@@ -32,6 +34,13 @@ class Run:
     state: dict
     log: RunLog | None
     best: dict | None
+    drawing: Drawing | None = field(default=None, init=False)
+
+    def __post_init__(self):
+        if self.log:
+            model = self.trainer.model.config
+            of_kmers = model.sequence_encoder == "bert"
+            self.drawing = Drawing(self.log, self.trainer.layout.global_batch, model.k if of_kmers else None)
 
     def go_on(self, done: int) -> bool:
         """Train from step `done` to the end; False where SIGTERM ended it before, after a checkpoint."""
@@ -48,42 +57,61 @@ class Run:
         throughput = Throughput(layout, flops, attainable_flops(ranks.device(), self.trainer.dtype))
         if done:
             ranks.saved(done)
+            if self.drawing:
+                self.drawing.resume(done)
         stopped = False
         progress = tqdm(
             initial=done, total=steps, unit="step", disable=None if ranks.is_first() else True, dynamic_ncols=True
         )
+        if done and len(self.val) and done % config.eval_every == 0 and not self.evaluated(done):
+            self.evaluate(done, progress)  # SIGTERM came first
+            throughput.restart()
         for step in range(done, steps):
             number, last = step + 1, step + 1 == steps
             logged = number % config.log_every == 0 or last
-            metrics = self.trainer.step(step, throughput.micro_batches(batches), with_recall=logged)
-            progress.update()
+            metrics, stopped = self.trainer.step(step, throughput.micro_batches(batches), logged, sigterm)
+            stopped = stopped and not last  # after the last step there is no more to do than to end
             shown = ((name, metrics.get(f"loss/{name}")) for name in ("mgm", "ngsp", "srm"))
-            progress.set_postfix({name: f"{loss:.3f}" for name, loss in shown if loss is not None})
+            progress.set_postfix({name: f"{loss:.3f}" for name, loss in shown if loss is not None}, refresh=False)
+            progress.update()
             if logged and self.log:
                 self.log.write(number, metrics | throughput.read())
+                self.drawing.look()
             if logged or step == done:  # the first step compiles
                 throughput.restart()
             is_best = False
-            if len(self.val) and (number % config.eval_every == 0 or last):
+            if len(self.val) and not stopped and (number % config.eval_every == 0 or last):
                 is_best = self.evaluate(number, progress)
                 throughput.restart()
-            # A scheduler may signal the hosts at different times: all ranks stop once one has heard of it.
-            stopped = bool(ranks.summed(torch.tensor(float(sigterm()), device=ranks.device())))
             if number % config.save_every == 0 or last or is_best or stopped:
                 self.save(number)
                 throughput.restart()
-            if stopped:
+            if stopped:  # on all ranks, though a scheduler may signal the hosts at different times
                 break
         progress.close()
         if stopped:
             ranks.say(f"SIGTERM: step {number} of {steps} is saved; run the same command to go on")
-        if self.log and not stopped:  # a scheduler gives little time
-            self.draw_curves()
-            if config.wandb_artifact:
-                self.log.checkpoints(self.checkpoint(steps), self.checkpoint(self.best["step"]) if self.best else None)
         if self.log:
-            self.log.close()
+            self.end_log(stopped)
         return not stopped
+
+    def end_log(self, stopped: bool) -> None:
+        """stopped: by a scheduler, which gives little time."""
+        if stopped:
+            self.drawing.leave(SECONDS_TO_DRAW_AFTER_SIGTERM)
+        else:
+            steps = self.trainer.steps
+            if not len(self.val):
+                self.drawing.curves(steps)
+            self.drawing.wait()
+            if self.trainer.config.wandb_artifact:
+                self.log.checkpoints(self.checkpoint(steps), self.checkpoint(self.best["step"]) if self.best else None)
+        self.log.close()
+
+    def evaluated(self, step: int) -> bool:
+        """True where the record holds a step's evaluation. A collective."""
+        rows = read_metrics(self.folder) if self.log else []
+        return ranks.gathered(any(row["step"] == step and "val/loss/total" in row for row in rows))[0]
 
     def evaluate(self, step: int, progress: tqdm) -> bool:
         """Evaluate on the held-out samples; True where the run was never better."""
@@ -97,16 +125,8 @@ class Run:
             self.log.write(step, held_out)
             self.log.samples(step, evaluation.samples)
             progress.write(summary(step, held_out))
-            self.draw_curves()
-            with self.log.goes_on_without(FIGURES):
-                self.log.figures(step, embedding_figures.draw(self.folder, step, evaluation.embeddings))
+            self.drawing.evaluation(step, evaluation.embeddings)
         return is_best
-
-    def draw_curves(self) -> None:
-        with self.log.goes_on_without("curves.png"):
-            model = self.trainer.model.config
-            of_kmers = model.sequence_encoder == "bert"
-            curves.draw(self.folder, self.trainer.layout.global_batch, model.k if of_kmers else None)
 
     def checkpoint(self, step: int) -> Path:
         return checkpoint.folder(self.folder) / checkpoint.name_of(step)

@@ -26,12 +26,17 @@ def figure_path(run_dir: Path, name: str, step: int) -> Path:
     return run_dir / FIGURES / f"{name}-{step:06d}.png"
 
 
+def undrawn_path(run_dir: Path, step: int) -> Path:
+    """Embeddings of which the figures are not all drawn yet."""
+    return run_dir / FIGURES / f"undrawn-{step:06d}.npz"
+
+
 def read_figures(run_dir: Path) -> dict[int, Figures]:
-    """The figures of evaluations, by step and name."""
+    """The figures of evaluations, by step and name; none of a step that is still being drawn."""
     figures: dict[int, Figures] = {}
     for path in sorted((run_dir / FIGURES).glob("*-*.png")):
         name, _, step = path.stem.rpartition("-")
-        if step.isdecimal():
+        if step.isdecimal() and not undrawn_path(run_dir, int(step)).exists():
             figures.setdefault(int(step), {})[name] = path
     return figures
 

@@ -1,7 +1,7 @@
 """The training step over a DeepSpeed engine."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -13,7 +13,7 @@ from kernels.kmer_mask import MaskedBatch, Masking, capacity_for, mask_kmers, sp
 from pretrain import matching, ranks
 from pretrain.batches import ON_HOST, Batch
 from pretrain.config import RunConfig
-from pretrain.ds_config import BatchLayout
+from pretrain.ds_config import BatchLayout, matmul_dtype
 from pretrain.faults import check_finite
 from pretrain.model import GeneBERT, Outputs
 from pretrain.objectives import METRICS, TokenObjectives, masked_count, token_objectives
@@ -36,25 +36,30 @@ class Trainer:
     @property
     def dtype(self) -> torch.dtype:
         """Of matrix products."""
-        return self.engine.torch_autocast_dtype() if self.engine.torch_autocast_enabled() else torch.float32
+        return matmul_dtype(self.engine.config)
 
     def mask_rate(self, step: int) -> float:
         """Share of k-mers masked at a step: the later rate in the last part of the run."""
         late = step >= round(self.config.late_mask_from * self.steps)
         return self.config.late_mask_rate if late else self.config.mask_rate
 
-    def step(self, step: int, batches: list[Batch], with_recall: bool) -> dict[str, float]:
-        """One optimizer step over this rank's micro-batches; metrics of the global batch.
+    def step(
+        self, step: int, batches: list[Batch], with_recall: bool, stop: Callable[[], bool] = lambda: False
+    ) -> tuple[dict[str, float], bool]:
+        """One optimizer step over this rank's micro-batches; metrics of the global batch, and whether any rank is asked
+        to `stop`.
 
-        Raises `RunError` on all ranks where one of them is not finite.
+        Raises `RunError` on all ranks where a metric is not finite.
         """
         batches = [to_device(batch, ranks.device()) for batch in batches]
         masked = [self.mask(batch, self.mask_rate(step)) for batch in batches]
         weights = [batch["weight"] for batch in batches]
-        mgm_count = ranks.summed(sum(masked_count(rows, weight) for rows, weight in zip(masked, weights, strict=True)))
+        counts = (masked_count(rows, weight) for rows, weight in zip(masked, weights, strict=True))
+        mgm_count = ranks.summed(sum(counts)).clamp(min=1)
         match = self._matching(step, batches, masked)
         rate = self.engine.optimizer.param_groups[0]["lr"]
-        sums = torch.zeros(len(METRICS) + 1, dtype=torch.float64, device=ranks.device())
+        # METRICS, the matching loss, and how many ranks are asked to stop: one exchange, and one wait for the device.
+        sums = torch.zeros(len(METRICS) + 2, dtype=torch.float64, device=ranks.device())
         embeddings = []
         with self._reduced_once():
             for number, (batch, rows) in enumerate(zip(batches, masked, strict=True)):
@@ -68,19 +73,22 @@ class Trainer:
                 )
                 # DeepSpeed averages over the ranks; their parts are to be added up.
                 self.engine.backward(loss * self.layout.world_size)
-                sums += torch.cat([parts.sums(), share.detach().double()[None]])
+                sums[:-1] += torch.cat([parts.sums(), share.detach().double()[None]])
                 if outputs.region is not None:
                     embeddings.append((outputs.sequence.detach(), outputs.region.detach()))
+                del outputs, parts, loss  # before the next round's
         self.engine.step()
-        metrics = metrics_of(ranks.summed(sums), self.config)
+        sums[-1] = float(stop())
+        *reduced, stopping = ranks.summed(sums).tolist()
+        metrics = metrics_of(reduced, self.config)
         if with_recall and embeddings:
             metrics |= matching.recalls(*map(torch.cat, zip(*embeddings, strict=True)), torch.cat(weights))
         if embeddings:
             metrics["srm/temperature"] = 1 / float(self.model.scale.detach())
         metrics["optim/lr"] = float(rate)
         metrics["optim/grad_norm"] = float(self.engine.get_global_grad_norm())
-        check_finite(step + 1, metrics, sums[:-1], *(part for pair in embeddings for part in pair))
-        return metrics
+        check_finite(step + 1, metrics, sums[: len(METRICS)], *(part for pair in embeddings for part in pair))
+        return metrics, stopping > 0
 
     def mask(self, batch: Batch, rate: float) -> MaskedBatch:
         masking = replace(self._at_largest_rate, rate=rate)
@@ -117,7 +125,7 @@ class Trainer:
         if self.model.config.region_encoder == "none":
             return matching.nothing
         weights = [batch["weight"] for batch in batches]
-        if self.layout.accumulation == 1 or self.config.srm_negatives == "micro":
+        if not matching.embeddings_first(self.model.config, self.config, self.layout):
             return matching.in_one_pass(weights, self.model, self.layout, self.config.srm_loss)
         embeddings = []
         with torch.no_grad():
@@ -141,10 +149,10 @@ class Trainer:
             self.engine.allreduce_gradients()
 
 
-def metrics_of(sums: torch.Tensor, config: RunConfig) -> dict[str, float]:
+def metrics_of(sums: list[float], config: RunConfig) -> dict[str, float]:
     """Losses and accuracies from sums over the global batch: METRICS, then the matching loss. Without counts of
     next-segment pairs they are of a model of sequences alone."""
-    *counts, srm = sums.tolist()
+    *counts, srm = sums
     parts = TokenObjectives(*counts)
     mgm = parts.mgm_loss / max(parts.mgm_count, 1)
     of_tokens = {

@@ -3,7 +3,7 @@ import torch.nn.functional as F
 
 from kernels.kmer_mask import IGNORED, MaskedBatch
 from pretrain.model import Outputs
-from pretrain.objectives import METRICS, nearer, token_objectives
+from pretrain.objectives import METRICS, nearer, objectives_by_sample, token_objectives
 
 
 def test_unused_slots_and_padding_count_nothing():
@@ -19,6 +19,26 @@ def test_unused_slots_and_padding_count_nothing():
     assert parts.mgm_correct == sum(int(logits[row, slot].argmax() == label) for row, slot, label in used)
     parts.mgm_loss.backward()
     assert {(row, slot) for row, slot, _ in logits.grad.nonzero().tolist()} == {(0, 0), (0, 1), (1, 0)}
+
+
+def test_objectives_by_sample_add_up_to_the_loss_over_all_tokens():
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(50, (6, 40), generator=generator)
+    labels[torch.rand(6, 40, generator=generator) < 0.3] = IGNORED
+    rows = MaskedBatch(*[labels] * 4, masked_positions=labels, masked_labels=labels)
+    outputs = Outputs(torch.randn(6, 40, 50, generator=generator), torch.randn(6, 2, generator=generator))
+    follows, weight = torch.arange(6) % 2, torch.tensor([1.0, 1, 1, 0, 1, 0])
+    by_sample = objectives_by_sample(outputs, rows, follows, weight).sums()
+    assert not by_sample[weight == 0].any()
+    parts = token_objectives(outputs, rows, follows, weight)
+    torch.testing.assert_close(by_sample.sum(0), parts.sums(), rtol=1e-6, atol=0)
+    kept = weight > 0
+    expected = F.cross_entropy(
+        outputs.mgm_logits[kept].flatten(0, 1), labels[kept].flatten(), ignore_index=IGNORED, reduction="sum"
+    )
+    torch.testing.assert_close(parts.mgm_loss, expected, rtol=1e-6, atol=0)
+    expected = F.cross_entropy(outputs.ngsp_logits[kept], follows[kept], reduction="sum")
+    torch.testing.assert_close(parts.ngsp_loss, expected, rtol=1e-6, atol=0)
 
 
 def test_a_model_without_next_segments_counts_none():
