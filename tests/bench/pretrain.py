@@ -48,8 +48,8 @@ from pretrain.batches import Batch, MicroBatches, loader
 from pretrain.config import ModelConfig, RunConfig, read_preset
 from pretrain.data_order import DataOrder, MicroBatch
 from pretrain.ds_config import BatchLayout, read_ds_config, with_layout
-from pretrain.main import parameter_groups
 from pretrain.model import GeneBERT, region_image
+from pretrain.parts import parameter_groups
 from pretrain.throughput import Throughput
 from pretrain.trainer import Trainer, to_device
 from tests.bench.machine import describe_machine

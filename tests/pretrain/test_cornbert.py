@@ -132,6 +132,7 @@ def test_a_run_has_masked_tokens_as_its_one_objective(stage_1):
     assert held_out[-1]["val/loss/mgm"] < held_out[0]["val/loss/mgm"] < math.log(304)
 
 
+@pytest.mark.slow
 def test_a_run_resumes_on_other_ranks_and_rounds_and_its_curve_joins(tmp_path, stage_1, stages, cornbert):
     """From step 10 on one rank takes the whole batch at once; two ranks took it in two rounds, with padding."""
     out = tmp_path / "resumed"
@@ -201,6 +202,7 @@ def test_a_run_whose_tokenizer_was_exchanged_is_not_converted(tmp_path, stage_1)
         convert(tmp_path / "run", tmp_path / "out", "latest", overwrite=False)
 
 
+@pytest.mark.slow
 def test_stage_2_goes_on_from_the_weights_of_stage_1(tmp_path, stages, stage_1, converted, cornbert):
     """In bf16 and with checkpointed activations, as on a cluster."""
     options = ("--init_sequence", str(converted / "sequence"), "--activation_checkpointing", "--eval_every", "2")

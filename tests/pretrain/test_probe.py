@@ -348,6 +348,7 @@ def test_work_that_the_allocator_refuses_does_not_fit():
 # The user's command.
 
 
+@pytest.mark.slow
 def test_a_run_finds_its_micro_batch_and_the_next_takes_it_from_the_cache(tmp_path, monkeypatch, pretrain, ds_config):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     common = ("--ds_config", str(ds_config(9)), "--steps", "6")

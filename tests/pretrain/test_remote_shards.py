@@ -60,6 +60,7 @@ def losses(run_dir: Path) -> list[dict[str, float]]:
     return [{name: value for name, value in row.items() if "loss/" in name} for row in rows]
 
 
+@pytest.mark.slow
 def test_a_run_on_a_url_gives_the_losses_of_the_folder_and_downloads_each_file_once(
     tmp_path, server, shards, pretrain, alone, ds_config
 ):

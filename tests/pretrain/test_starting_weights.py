@@ -325,6 +325,7 @@ def test_the_program_refuses_an_encoder_of_another_width(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_both_and_goes_on_without_them(dnabert, model_config, tmp_path, pretrain, ds_config):
     folder, _ = dnabert(4)
     file = tmp_path / "region.safetensors"
