@@ -5,7 +5,7 @@ import json
 import math
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Literal, get_args, get_origin
+from typing import Literal, NoReturn, get_args, get_origin
 
 import yaml
 from transformers import HfArgumentParser
@@ -142,12 +142,19 @@ def default_preset() -> str:
     return "genebert-base" if ranks.on_cuda() else "genebert-tiny"
 
 
+class Parser(HfArgumentParser):
+    """Raises `InputError` where argparse would print its usage and exit, on every rank."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; --help lists all arguments")
+
+
 def parse(arguments: list[str] | None, description: str) -> tuple[ModelConfig, RunConfig]:
     """Command line over preset over default. Raises `InputError` for a preset or value that cannot be used."""
-    first = argparse.ArgumentParser(add_help=False)
+    first = Parser(add_help=False)
     first.add_argument("--config", default=default_preset())
     preset = read_preset(first.parse_known_args(arguments)[0].config)
-    parser = HfArgumentParser(
+    parser = Parser(
         (ModelConfig, RunConfig),
         prog="pretrain/main.py",
         description=description,

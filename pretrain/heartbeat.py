@@ -15,6 +15,7 @@ import socket
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import NoReturn
@@ -25,6 +26,8 @@ POLL = 0.1  # seconds
 FOR_THE_SAME = 0.5  # seconds that other ranks have to say that they failed in the same way
 FOR_THE_CAUSE = 5.0  # seconds in which the cause must show where all that is known is a broken collective
 FOR_THE_WORD = 2.0  # seconds that the monitor stays to see the others end
+FOR_THE_RECORD = 12.0  # seconds that it stays at most until what is to be done before has been done
+MOST_UNREAD, TO_SAY_WHO = 1 << 16, 20.0  # bytes and seconds after which one who has not said its rank is hung up on
 
 FAILED, INTERRUPTED, TERMINATED = 1, 128 + signal.SIGINT, 128 + signal.SIGTERM
 
@@ -50,6 +53,7 @@ class Peer:
     connection: socket.socket
     rank: int | None = None
     host: str = ""
+    since: float = field(default_factory=time.monotonic)
     heard: float = field(default_factory=time.monotonic)
     unread: bytes = b""
     left: bool = False
@@ -66,6 +70,8 @@ class Peer:
             return None
         self.heard = time.monotonic()
         *lines, self.unread = (self.unread + chunk).split(b"\n")
+        if self.rank is None and len(self.unread) > MOST_UNREAD:
+            return None
         try:
             messages = [json.loads(line) for line in lines]
         except ValueError:
@@ -74,17 +80,29 @@ class Peer:
 
 
 class Heart:
-    """What both ends share. hint: what the line that ends a run says of going on; set as checkpoints are written."""
+    """What both ends share.
+
+    hint: what the line that ends a run says of going on; set as checkpoints are written. before_failing: called by the
+    first rank before it ends in a fault; given FOR_THE_RECORD.
+    """
 
     def __init__(self, timeout: float):
         self.timeout = timeout
         self.hint = ""
+        self.before_failing: Callable[[], None] | None = None
+        self._looked = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
     @property
     def interval(self) -> float:
         """Seconds between two beats."""
         return min(self.timeout / 5, 2.0)
+
+    def _away(self, now: float) -> float:
+        """Seconds that this process was stopped since the last call, as all are where a job is suspended, in which it
+        could not hear the others."""
+        gap, self._looked = now - self._looked, now
+        return gap if gap > 2 * self.interval else 0.0
 
     def _run(self) -> None:
         try:
@@ -126,7 +144,7 @@ class Monitor(Heart):
         self.port = self._listener.getsockname()[1]
         self._peers: list[Peer] = []
         self._faults: list[tuple[str, Fault]] = []  # (where, what), as they came
-        self._silent: set[int] = set()  # ranks
+        self._lost: set[int] = set()  # ranks whose host may be
         self._first_at = 0.0
         self._left_at: float | None = None
         self._join_until = time.monotonic() + seconds_to_join
@@ -168,6 +186,9 @@ class Monitor(Heart):
             if now - beaten >= self.interval:
                 beaten = now
                 self._tell_all({})
+            self._forgive(self._away(now), now)
+            for peer in [peer for peer in self._peers if peer.rank is None and now - peer.since > TO_SAY_WHO]:
+                self._hang_up(peer, selector)
             self._look_for_the_missing(now)
             self._look_for_the_silent(now)
             if self._is_decided(now):
@@ -202,13 +223,28 @@ class Monitor(Heart):
             elif "fault" in message and peer.rank is not None:
                 self._add(_where([peer]), Fault(**message["fault"]))
         if messages is None:
-            selector.unregister(peer.connection)
-            peer.connection.close()
-            if peer.rank is None:  # not one of ours
-                self._peers.remove(peer)
-            elif not peer.left:
+            self._hang_up(peer, selector)
+            if peer.rank is not None and not peer.left:
                 peer.left = True
+                # A process that is killed ends its connection at once; after a silence it was its host, as it restarts.
+                if time.monotonic() - peer.heard > 3 * self.interval:
+                    self._lost.add(peer.rank)
                 self._add("", Fault(_died(_where([peer]))))
+
+    def _hang_up(self, peer: Peer, selector: selectors.BaseSelector) -> None:
+        selector.unregister(peer.connection)
+        peer.connection.close()
+        if peer.rank is None:  # not one of ours
+            self._peers.remove(peer)
+
+    def _forgive(self, away: float, now: float) -> None:
+        """Give the others the time in which this process was stopped."""
+        if away:
+            for peer in self._peers:
+                peer.heard = min(now, peer.heard + away)
+                peer.since += away
+            self._join_until += away
+            self._left_at = self._left_at and self._left_at + away
 
     def _welcomes(self, peer: Peer, said: dict) -> bool:
         """Take a rank in; False for one of another run, which found this monitor at the port that it was given."""
@@ -225,7 +261,9 @@ class Monitor(Heart):
         missing = [rank for rank in range(self.world_size) if rank not in came]
         on = f" on {', '.join(dict.fromkeys(self._names[rank] for rank in missing))}" if self._names else ""
         there = f"{self.world_size - len(missing)} of {self.world_size} ranks did"
-        self._add("", Fault(f"{_named(missing)}{on} did not come within {self._seconds_to_join:g} s; {there}"))
+        at = f"to port {self.port} of {socket.gethostname()} within {self._seconds_to_join:g} s"
+        more = "GENEBERT_SECONDS_TO_JOIN gives slow storage more time"
+        self._add("", Fault(f"{_named(missing)}{on} did not come {at}; {there}; {more}"))
 
     def _look_for_the_silent(self, now: float) -> None:
         present = [peer for peer in self._peers if peer.rank is not None and not peer.left]
@@ -233,7 +271,7 @@ class Monitor(Heart):
         if silent and not self._faults:
             nearly = self.timeout - 2 * self.interval
             with_it = [peer for peer in present if peer.host == silent.host and now - peer.heard > nearly]
-            self._silent = {peer.rank for peer in with_it}
+            self._lost |= {peer.rank for peer in with_it}
             self._add("", Fault(_silent(_where(with_it), self.timeout)))
         if self._left_at is not None and now - self._left_at > self.timeout and present and not self._faults:
             self._add("", Fault(f"{_where(present)}not at the end {self.timeout:g} s after rank 0"))
@@ -254,8 +292,10 @@ class Monitor(Heart):
         if sum(other.text == fault.text for _, other in faults) > 1:
             where = ""  # what several ranks meet is no rank's own
         _print(fault.trace + fault.line(where, self.hint))
-        hosts.hang_up(self._silent)
+        hosts.hang_up(self._lost)
         self._tell_all({"end": fault.code})
+        record = threading.Thread(target=self.before_failing, daemon=True)
+        record.start()
         until = time.monotonic() + FOR_THE_WORD
         # A connection that is closed while there is something to read may lose the word.
         for peer in (peer for peer in self._peers if not peer.left):
@@ -263,6 +303,7 @@ class Monitor(Heart):
                 peer.connection.settimeout(left)
                 with suppress(OSError):
                     peer.left = not peer.connection.recv(4096)
+        record.join(FOR_THE_RECORD)
         os._exit(fault.code)
 
     def _tell_all(self, message: dict) -> None:
@@ -326,6 +367,7 @@ class Member(Heart):
                 self._tell({})
             if self._has_left:
                 return
+            monitor.heard = min(now, monitor.heard + self._away(now))
             lost = None
             if messages is None:
                 lost = _died(_where([monitor]))

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pretrain.checkpoint import write_atomically
+from pretrain import ranks
+from pretrain.atomic_file import write_atomically
 from pretrain.run_record import METRICS, SAMPLES, Figures, read_figures, read_metrics, read_samples
 from pretrain.wandb_log import WandbLog, mode_of
 
@@ -28,6 +29,7 @@ class RunLog:
         self._warned: set[str] = set()
         mode = mode_of(wandb_mode)
         self._wandb = WandbLog(run_dir, kept, figures, config, mode, wandb_project) if mode != "off" else None
+        ranks.before_failing(lambda: self._finish_wandb(exit_code=1))
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         """One row; `metrics` by name, such as `loss/total`."""
@@ -55,8 +57,12 @@ class RunLog:
     def close(self) -> None:
         with self.goes_on_without(METRICS):
             self._file.close()
+        self._finish_wandb(0)
+
+    def _finish_wandb(self, exit_code: int) -> None:
         if self._wandb:
-            self._wandb.close()
+            self._wandb.close(exit_code)
+            self._wandb = None
 
     @contextmanager
     def goes_on_without(self, name: str) -> Iterator[None]:

@@ -6,14 +6,15 @@ from collections.abc import Mapping
 from data_prep.errors import InputError
 
 FIRST_PORT, PORTS = 10_000, 20_000  # below those that Linux gives to outgoing connections
+BETWEEN_STEPS = 7919  # ports; jobs on one host often have numbers that follow on each other
 
 
 def from_slurm(environment: Mapping[str, str]) -> dict[str, str]:
     """RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT of a task; empty where it is alone.
 
-    MASTER_ADDR is the host of the first task, and MASTER_PORT follows from the job's number, so that jobs on one host
-    do not meet; either stays as it is where it is set. A task that sees a single GPU (`--gpus-per-task=1`) counts as
-    alone on its host, and takes that.
+    MASTER_ADDR is the host of the first task, and MASTER_PORT follows from the job's and the step's number, so that
+    those on one host do not meet; either stays as it is where it is set. A task that sees a single GPU
+    (`--gpus-per-task=1`) counts as alone on its host, and takes that.
     Raises `InputError` where several tasks were asked for and this process is none of them.
     """
     n_tasks = environment.get("SLURM_STEP_NUM_TASKS") or environment.get("SLURM_NTASKS") or "1"
@@ -27,14 +28,19 @@ def from_slurm(environment: Mapping[str, str]) -> dict[str, str]:
     master = environment.get("MASTER_ADDR") or (first_host(hosts) if hosts else None)
     if not master:
         raise InputError("SLURM_STEP_NODELIST is not set; name the host of the first task as MASTER_ADDR")
-    port = environment.get("MASTER_PORT") or FIRST_PORT + int(environment.get("SLURM_JOB_ID", 0)) % PORTS
+    job, step = (int(environment.get(name, 0)) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
+    port = environment.get("MASTER_PORT") or FIRST_PORT + (job + step * BETWEEN_STEPS) % PORTS
     gpus = environment.get("CUDA_VISIBLE_DEVICES", "")
     if gpus and "," not in gpus:
         local_rank, on_this_host = 0, 1
     else:
         tasks = environment.get("SLURM_STEP_TASKS_PER_NODE") or environment.get("SLURM_TASKS_PER_NODE") or "1"
-        local_rank = environment.get("SLURM_LOCALID", 0)
-        on_this_host = tasks_by_host(tasks)[int(environment.get("SLURM_NODEID", 0))]
+        by_host, host = tasks_by_host(tasks), int(environment.get("SLURM_NODEID", 0))
+        if host >= len(by_host):
+            raise InputError(
+                f"SLURM_NODEID is {host}, but SLURM_STEP_TASKS_PER_NODE has no such host ({tasks}); start it by srun"
+            )
+        local_rank, on_this_host = environment.get("SLURM_LOCALID", 0), by_host[host]
     return {
         "RANK": environment["SLURM_PROCID"],
         "WORLD_SIZE": n_tasks,

@@ -16,12 +16,12 @@ from pathlib import Path
 from urllib.parse import urlparse
 
 from data_prep.errors import one_line
-from pretrain.checkpoint import write_atomically
+from pretrain.atomic_file import write_atomically
 from pretrain.run_record import Figures
 
 ADDRESS = "https://api.wandb.ai"
 SECONDS_TO_START = 30
-SECONDS_TO_FINISH = 60  # for what was logged last; not for checkpoints
+SECONDS_TO_FINISH = 10  # for what was logged last: a run that SIGTERM ends has few
 
 
 def mode_of(setting: str) -> str:
@@ -29,11 +29,11 @@ def mode_of(setting: str) -> str:
     if setting != "auto":
         return setting
     wished = os.environ.get("WANDB_MODE") or ("online" if _logged_in() else "offline")
-    return "off" if wished == "disabled" else wished
+    return {"disabled": "off", "dryrun": "offline", "run": "online"}.get(wished, wished)
 
 
 class WandbLog:
-    """A W&B run, the same one after a resume: its id lies in RUN_DIR/wandb_id.
+    """A W&B run, the same one after a resume, but not after a start anew: its id lies in RUN_DIR/wandb_id.
 
     history: rows of metrics.jsonl; figures: by step, those of the run so far; mode: offline or online.
     """
@@ -44,9 +44,10 @@ class WandbLog:
         self._run = None
         self._failed = False
         self._sent = 0  # the last step that W&B had before
+        self._drawn = 0  # the last one whose figures it has
 
         def start() -> None:
-            self._start(run_dir, config, mode, project)
+            self._start(run_dir, config, mode, project, anew=not history)
             for number, row in enumerate(history):
                 self._log(row)
                 step = row["step"]
@@ -66,7 +67,7 @@ class WandbLog:
     def checkpoints(self, by_alias: dict[str, Path]) -> None:
         """Versions of one artifact, a checkpoint's folder each, by alias (`best`, `latest`).
 
-        Online they are uploaded before the run ends; offline no copy is made: `wandb sync` reads the folders.
+        Online it returns once they are uploaded; offline no copy is made: `wandb sync` reads the folders.
         """
 
         def log() -> None:
@@ -78,18 +79,22 @@ class WandbLog:
             for folder, names in aliases.items():
                 artifact = wandb.Artifact(f"checkpoint-{self._run.id}", "model", metadata={"checkpoint": folder.name})
                 artifact.add_dir(str(folder), skip_cache=True, policy="immutable")
-                self._run.log_artifact(artifact, aliases=names)
+                logged = self._run.log_artifact(artifact, aliases=names)
+                if not self._run.offline:
+                    logged.wait()
 
         self._guarded(log)
 
-    def close(self) -> None:
-        self._guarded(lambda: self._run.finish())
+    def close(self, exit_code: int = 0) -> None:
+        """Send what was logged last, within SECONDS_TO_FINISH. exit_code: 0, or 1 for a run that failed."""
+        self._guarded(lambda: self._run.finish(exit_code))
 
-    def _start(self, run_dir: Path, config: dict, mode: str, project: str) -> None:
+    def _start(self, run_dir: Path, config: dict, mode: str, project: str, anew: bool) -> None:
         import wandb
 
         identity = run_dir / "wandb_id"
-        if not identity.is_file():
+        # The server would hold back a curve that begins anew until it is past the one that it has by that id.
+        if not identity.is_file() or (anew and mode == "online"):
             write_atomically(identity, secrets.token_hex(4))
         self._run = wandb.init(
             project=project,
@@ -105,13 +110,16 @@ class WandbLog:
                 silent=True,
                 console="off",
                 init_timeout=SECONDS_TO_START,
-                finish_timeout=0 if config["run"]["wandb_artifact"] else SECONDS_TO_FINISH,
+                finish_timeout=SECONDS_TO_FINISH,
             ),
         )
         self._run.define_metric("step")
         self._run.define_metric("*", step_metric="step")
+        self._run.define_metric("figures/step", hidden=True)
+        self._run.define_metric("figures/*", step_metric="figures/step")
         if self._run.resumed:
             self._sent = int(self._run.summary.get("step") or 0)
+            self._drawn = int(self._run.summary.get("figures/step") or 0)
 
     def _log(self, row: dict) -> None:
         # A run can be killed between the two rows of a step, that of training and that of the evaluation.
@@ -122,9 +130,11 @@ class WandbLog:
     def _log_figures(self, step: int, figures: Figures) -> None:
         import wandb
 
-        if step >= self._sent:
+        # They come some steps late: with a count of their own they do not set the run's `step` back.
+        if step > self._drawn:
             images = {f"figures/{name}": wandb.Image(str(path)) for name, path in figures.items()}
-            self._run.log({"step": step, **images})
+            self._run.log({"figures/step": step, **images})
+            self._drawn = step
 
     def _guarded(self, call: Callable[[], None]) -> None:
         """Call; give W&B up at the first error, with a word."""

@@ -1,6 +1,7 @@
 """The hosts themselves: names, cables, an end that takes all with it and nothing else."""
 
 import subprocess
+import time
 
 import psutil
 import pytest
@@ -8,6 +9,10 @@ import pytest
 from tests.cluster.cluster import Cluster, ClusterError, missing
 
 pytestmark = pytest.mark.cluster
+
+
+def children(started: subprocess.Popen) -> list[psutil.Process]:
+    return psutil.Process(started.pid).children(recursive=True)
 
 
 @pytest.fixture
@@ -40,9 +45,13 @@ def test_a_host_sees_its_own_processes_alone(two_hosts):
 def test_down_ends_all_that_runs_on_the_hosts_and_nothing_else(two_hosts):
     with subprocess.Popen(["sleep", "1000"]) as bystander:
         on_a_host = two_hosts.start("node2", ["sh", "-c", "sleep 1000 & wait"])
+        until = time.monotonic() + 10
+        while not (asleep := [process for process in children(on_a_host) if process.name() == "sleep"]):
+            assert time.monotonic() < until
+            time.sleep(0.05)
         two_hosts.down()
         assert on_a_host.wait(10) != 0
-        assert not psutil.Process(on_a_host.pid).children() if psutil.pid_exists(on_a_host.pid) else True
+        assert psutil.wait_procs(asleep, timeout=10)[1] == []
         assert bystander.poll() is None
         bystander.kill()
     with pytest.raises(ClusterError, match="node1 is not up"):

@@ -6,6 +6,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,7 @@ from pretrain import checkpoint, ranks
 from pretrain.faults import RunError, fault_of
 from pretrain.run_log import read_metrics
 
+ROOT = Path(__file__).parents[2]
 HOST = socket.gethostname()
 STEPS = 150
 
@@ -65,10 +67,14 @@ def start(deepspeed, ds_config) -> Callable[..., subprocess.Popen]:
     return run
 
 
-def test_killed_ranks_and_sigterm_cost_at_most_the_steps_since_the_checkpoint(tmp_path, start):
+@pytest.mark.parametrize(
+    ("kills", "launcher_too"),
+    [(((1, 15),), False), pytest.param(((1, 15), (0, 35)), True, marks=pytest.mark.slow)],
+)
+def test_killed_ranks_and_sigterm_cost_at_most_the_steps_since_the_checkpoint(tmp_path, start, kills, launcher_too):
     out, curves = tmp_path / "run", []
 
-    for killed, step in ((1, 15), (0, 35)):
+    for killed, step in kills:
         launcher = start(out)
         wait_for_step(step, out, launcher)
         began, rank = time.monotonic(), processes_of(launcher)[killed]
@@ -101,16 +107,16 @@ def test_killed_ranks_and_sigterm_cost_at_most_the_steps_since_the_checkpoint(tm
     assert (errors, launcher.returncode) == ([], 0)
     assert seconds < 30
 
-    # To DeepSpeed's process that started them, which itself exits with 1 then.
-    launcher = start(out)
-    wait_for_step(last + 5, out, launcher)
-    processes_of(launcher)[0].parent().send_signal(signal.SIGTERM)
-    printed, errors, _ = end_of(launcher, began)
-    curves.append(curve(out))
-    last = max(curves[-1])
-    assert f"SIGTERM: step {last} of {STEPS} is saved" in printed
-    assert checkpoint.newest(out).name == checkpoint.name_of(last)
-    assert errors == []
+    if launcher_too:  # DeepSpeed's process that started them, which itself exits with 1 then
+        launcher = start(out)
+        wait_for_step(last + 5, out, launcher)
+        processes_of(launcher)[0].parent().send_signal(signal.SIGTERM)
+        printed, errors, _ = end_of(launcher, began)
+        curves.append(curve(out))
+        last = max(curves[-1])
+        assert f"SIGTERM: step {last} of {STEPS} is saved" in printed
+        assert checkpoint.newest(out).name == checkpoint.name_of(last)
+        assert errors == []
 
     launcher = start(out)
     printed, *_ = end_of(launcher, began)
@@ -122,6 +128,7 @@ def test_killed_ranks_and_sigterm_cost_at_most_the_steps_since_the_checkpoint(tm
             assert loss == pytest.approx(curves[-1][step], rel=1e-5), step
 
 
+@pytest.mark.slow
 def test_a_rank_that_is_stopped_is_given_up_after_the_timeout(tmp_path, start):
     launcher = start(tmp_path / "run", "--timeout", "5")
     wait_for_step(5, tmp_path / "run", launcher)
@@ -143,6 +150,7 @@ def own_shards(tmp_path, shards) -> Path:
     return shutil.copytree(shards, tmp_path / "shards")
 
 
+@pytest.mark.slow
 def test_a_shard_that_is_cut_short_while_the_run_reads_is_named_with_the_rank(tmp_path, start, own_shards):
     path = own_shards / read_manifest(own_shards)["shards"][3]["name"]
     launcher = start(tmp_path / "run", "--shards", str(own_shards))
@@ -158,6 +166,7 @@ def test_a_shard_that_is_cut_short_while_the_run_reads_is_named_with_the_rank(tm
     assert seconds < 60
 
 
+@pytest.mark.slow
 def test_a_reader_of_data_that_is_killed_is_named_with_its_rank(tmp_path, start):
     launcher = start(tmp_path / "run")
     wait_for_step(5, tmp_path / "run", launcher)
@@ -196,6 +205,41 @@ def test_a_sample_that_is_not_finite_ends_the_run_before_it_is_saved(tmp_path, s
     assert (newest.name if newest else None) == (checkpoint.name_of(before) if before else None)
 
 
+# Before the ranks have met.
+
+MEET = "from pretrain import ranks\nwith ranks.together():\n    print('met', flush=True)"
+
+
+def rank_alone(port: int, **variables: str) -> subprocess.Popen:
+    """The second of two ranks, alone on its host."""
+    rank = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    environment = {name: value for name, value in {**os.environ, **rank, **variables}.items() if value}
+    return subprocess.Popen([sys.executable, "-c", MEET], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def test_a_foreign_program_at_the_master_port_is_one_line_and_sigterm_is_heard():
+    with socket.create_server(("127.0.0.1", 0)) as foreign:  # takes connections and says nothing
+        port = foreign.getsockname()[1]
+        gives_up, terminated = rank_alone(port, GENEBERT_SECONDS_TO_JOIN="3"), rank_alone(port)
+        _, said = gives_up.communicate(timeout=60)
+        terminated.send_signal(signal.SIGTERM)
+        began = time.monotonic()
+        _, last = terminated.communicate(timeout=60)
+    assert time.monotonic() - began < 5
+    assert said.startswith(f"error: rank 1 on {HOST}: rank 0 cannot be reached at 127.0.0.1, port {port}: ")
+    assert (said.count("\n"), gives_up.returncode) == (1, 1), said
+    assert (last, terminated.returncode) == ("ended by SIGTERM before its first step\n", 143)
+
+
+def test_a_variable_that_ranks_need_is_named():
+    without, malformed = rank_alone(0, MASTER_ADDR=""), rank_alone(0, GENEBERT_SECONDS_TO_JOIN="long")
+    for process, said in ((without, "but not MASTER_ADDR; "), (malformed, "GENEBERT_SECONDS_TO_JOIN=long: give a ")):
+        _, printed = process.communicate(timeout=60)
+        assert printed.startswith("error: ")
+        assert said in printed
+        assert (printed.count("\n"), process.returncode) == (1, 2)
+
+
 # Without a launcher, and what is said of an exception.
 
 
@@ -204,7 +248,12 @@ def test_a_sample_that_is_not_finite_ends_the_run_before_it_is_saved(tmp_path, s
     [
         (RunError("step 3: no longer finite"), 1, "error: step 3: no longer finite\n"),
         (OSError(28, "No space left on device"), 1, "error: [Errno 28] No space left on device\n"),
-        (torch.OutOfMemoryError("CUDA out of memory"), 1, "error: OutOfMemoryError: CUDA out of memory\n"),
+        (
+            torch.OutOfMemoryError("CUDA out of memory"),
+            1,
+            "error: OutOfMemoryError: CUDA out of memory; give a smaller --micro_batch, or "
+            "--activation_checkpointing\n",
+        ),
     ],
 )
 def test_alone_a_fault_is_one_line_and_exit_code_1(error, code, line, capsys):

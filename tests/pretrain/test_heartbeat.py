@@ -13,7 +13,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 HOST = socket.gethostname()
-TIMEOUT = 1.0
+TIMEOUT = 2.0
+SOON = 10  # seconds, on a busy machine, too; what is printed tells a death from a silence
 
 # A rank: meets the others, does what it is told, and then stays, as one in a collective does, until it is ended.
 RANK = """
@@ -21,10 +22,10 @@ import json, os, socket, sys, time
 from pathlib import Path
 from pretrain.heartbeat import Fault, Member, Monitor
 
-rank, world, timeout = int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
+rank, world, timeout, to_join = int(sys.argv[1]), 3, float(sys.argv[2]), float(sys.argv[3])
 folder, do = Path(sys.argv[4]), sys.argv[5]
 if rank == 0:
-    heart = Monitor(world, timeout, 2.0, ["one", "one", "two"])
+    heart = Monitor(world, timeout, to_join, ["one", "one", "two"])
     (folder / "partial").write_text(json.dumps({"port": heart.port, "token": heart.token}))
     (folder / "partial").rename(folder / "monitor")
 else:
@@ -44,11 +45,14 @@ time.sleep(60)
 class Ranks:
     """Three ranks, of which some are told what to do once all have met."""
 
-    def __init__(self, folder: Path, only: tuple[int, ...] = (0, 1, 2), **told: str):
+    def __init__(self, folder: Path, only: tuple[int, ...] = (0, 1, 2), to_join: float = 20, **told: str):
         self.folder, self.started = folder, time.monotonic()
         self.processes = {
             rank: subprocess.Popen(
-                [sys.executable, "-c", RANK, str(rank), "3", str(TIMEOUT), str(folder), told.get(f"rank{rank}", "")],
+                [
+                    *(sys.executable, "-c", RANK, str(rank), str(TIMEOUT), str(to_join), str(folder)),
+                    told.get(f"rank{rank}", ""),
+                ],
                 cwd=ROOT,
                 stderr=subprocess.PIPE,
                 text=True,
@@ -62,6 +66,13 @@ class Ranks:
             time.sleep(0.02)
         self.started = time.monotonic()
         return self
+
+    def monitor(self) -> dict:
+        """Port and token, once it is there."""
+        while not (self.folder / "monitor").exists():
+            assert time.monotonic() < self.started + 20
+            time.sleep(0.02)
+        return json.loads((self.folder / "monitor").read_text())
 
     def signal(self, rank: int, number: int) -> None:
         self.processes[rank].send_signal(number)
@@ -108,7 +119,7 @@ def test_a_rank_that_is_killed_ends_all_at_once(ranks, killed):
     assert printed.endswith("; go on\n")
     assert printed.count("\n") == 1
     assert codes == {1}
-    assert seconds < TIMEOUT + 1
+    assert seconds < SOON
 
 
 def test_rank_0_killed_is_named_by_one_of_the_others(ranks):
@@ -118,39 +129,30 @@ def test_rank_0_killed_is_named_by_one_of_the_others(ranks):
     assert printed.startswith(f"error: rank 0 on {HOST}: its process has died")
     assert printed.count("\n") == 1
     assert codes == {1}
-    assert seconds < TIMEOUT + 1
+    assert seconds < SOON
 
 
 @pytest.mark.parametrize("stopped", [0, 2])
 def test_a_rank_that_falls_silent_is_given_up_after_the_timeout(ranks, stopped):
     three = ranks().have_met()
-    three.signal(stopped, signal.SIGSTOP)
-    printed, codes, seconds = three.ended(stopped)
-    assert printed.startswith(f"error: rank {stopped} on {HOST}: not heard of for 1 s")
+    with socket.create_connection(("127.0.0.1", three.monitor()["port"])):  # of a stranger, who says nothing
+        three.signal(stopped, signal.SIGSTOP)
+        printed, codes, seconds = three.ended(stopped)
+    assert printed.startswith(f"error: rank {stopped} on {HOST}: not heard of for 2 s")
     assert printed.count("\n") == 1
     assert codes == {1}
-    assert TIMEOUT - 0.5 < seconds < TIMEOUT + 4
+    assert TIMEOUT - 1 < seconds < SOON
 
 
 def test_a_rank_that_does_not_come_to_the_end_is_named(ranks):
     leave = "heart.leave(); sys.exit()"
     printed, codes, _ = ranks(rank0=leave, rank1="time.sleep(20)", rank2=leave).ended(2)
-    assert printed == f"error: rank 1 on {HOST}: not at the end 1 s after rank 0; go on\n"
-    assert codes == {1}
-
-
-def test_a_silent_rank_is_seen_behind_another_connection_that_says_nothing(ranks, tmp_path):
-    three = ranks().have_met()
-    port = json.loads((tmp_path / "monitor").read_text())["port"]
-    with socket.create_connection(("127.0.0.1", port)):
-        three.signal(1, signal.SIGSTOP)
-        printed, codes, _ = three.ended(1)
-    assert printed.startswith(f"error: rank 1 on {HOST}: not heard of for 1 s")
+    assert printed == f"error: rank 1 on {HOST}: not at the end 2 s after rank 0; go on\n"
     assert codes == {1}
 
 
 def test_a_pause_shorter_than_the_timeout_ends_nothing(ranks):
-    leave = "time.sleep(2); heart.leave(); sys.exit()"
+    leave = "time.sleep(3); heart.leave(); sys.exit()"
     three = ranks(rank0=leave, rank1=leave, rank2=leave).have_met()
     for rank in (0, 2):
         three.signal(rank, signal.SIGSTOP)
@@ -167,7 +169,7 @@ def test_a_killed_rank_is_missed_though_a_process_that_it_forked_lives_on(ranks)
     assert "rank 2" in printed
     assert "died" in printed
     assert codes == {1}
-    assert seconds < 3
+    assert seconds < SOON
 
 
 @pytest.mark.parametrize("failing", [0, 2])
@@ -201,15 +203,53 @@ def test_a_broken_collective_is_told_where_nothing_else_is(ranks):
 
 
 def test_ranks_that_do_not_come_are_named_with_their_host(ranks):
-    printed, codes, seconds = ranks(only=(0, 1)).ended()
-    assert (printed, codes) == ("error: rank 2 on two did not come within 2 s; 2 of 3 ranks did\n", {1})
-    assert seconds < 6
+    two = ranks(only=(0, 1), to_join=2)
+    port_of_monitor = two.monitor()["port"]
+    printed, codes, seconds = two.ended()
+    assert printed == (
+        f"error: rank 2 on two did not come to port {port_of_monitor} of {HOST} within 2 s; 2 of 3 ranks did; "
+        "GENEBERT_SECONDS_TO_JOIN gives slow storage more time\n"
+    )
+    assert codes == {1}
+    assert seconds < SOON + 5
 
 
-def test_others_who_knock_are_not_heard(ranks, tmp_path):
-    leave = "time.sleep(1.5); heart.leave(); sys.exit()"
+def test_a_job_that_is_suspended_as_a_whole_goes_on(ranks):
+    leave = "time.sleep(1); heart.leave(); sys.exit()"
     three = ranks(rank0=leave, rank1=leave, rank2=leave).have_met()
-    monitor = json.loads((tmp_path / "monitor").read_text())
+    for number, pause in ((signal.SIGSTOP, TIMEOUT + 1), (signal.SIGCONT, 0)):
+        for rank in (0, 1, 2):
+            three.signal(rank, number)
+        time.sleep(pause)
+    assert three.ended()[:2] == ("", {0})
+
+
+def test_a_stranger_who_says_nothing_is_hung_up_on(ranks):
+    leave = "time.sleep(2); heart.leave(); sys.exit()"
+    early = "import pretrain.heartbeat; pretrain.heartbeat.TO_SAY_WHO = 0.5;" + leave
+    three = ranks(rank0=early, rank1=leave, rank2=leave).have_met()
+    with socket.create_connection(("127.0.0.1", three.monitor()["port"]), timeout=5) as connection:
+        began = time.monotonic()
+        assert connection.recv(1) == b""
+        assert time.monotonic() - began < 1.8
+    assert three.ended()[:2] == ("", {0})
+
+
+@pytest.mark.parametrize("seconds", [1, 60])
+def test_what_is_to_be_done_before_a_fault_ends_the_run_is_done_within_a_limit(ranks, tmp_path, seconds):
+    limit = "import pretrain.heartbeat; pretrain.heartbeat.FOR_THE_RECORD = 2"
+    record = f"lambda: (time.sleep({seconds}), (folder / 'recorded').touch())"
+    printed, codes, _ = ranks(
+        rank0=f"{limit}; heart.before_failing = {record}", rank2="heart.fail(Fault('disk full'))"
+    ).ended()
+    assert (printed, codes) == (f"error: rank 2 on {HOST}: disk full; go on\n", {1})
+    assert (tmp_path / "recorded").exists() == (seconds == 1)
+
+
+def test_others_who_knock_are_not_heard(ranks):
+    leave = "time.sleep(2); heart.leave(); sys.exit()"
+    three = ranks(rank0=leave, rank1=leave, rank2=leave).have_met()
+    monitor = three.monitor()
     of_another_run = [{"token": token, "rank": 1, "host": "x"} for token in ("?", monitor["token"])]
     fault = {"fault": {"text": "x"}}
     for messages in (
@@ -220,4 +260,7 @@ def test_others_who_knock_are_not_heard(ranks, tmp_path):
     ):
         with socket.create_connection(("127.0.0.1", monitor["port"]), timeout=5) as connection:
             connection.sendall(messages.encode())
+    endless = socket.create_connection(("127.0.0.1", monitor["port"]), timeout=5)
+    with endless, pytest.raises(ConnectionError):
+        endless.sendall(b"x" * (1 << 26))
     assert three.ended()[:2] == ("", {0})

@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import matplotlib.image
+import numpy as np
 import pytest
 import torch
 from wandb.proto import wandb_internal_pb2
@@ -22,8 +24,9 @@ from pretrain.convert import load_model
 from pretrain.ds_config import BatchLayout
 from pretrain.evaluation import evaluate
 from pretrain.run_log import RunLog, git_commit
-from pretrain.run_record import read_figures, read_metrics, read_samples
+from pretrain.run_record import figure_path, read_figures, read_metrics, read_samples
 from pretrain.trainer import Trainer
+from pretrain.wandb_log import mode_of
 
 ROOT = Path(__file__).parents[2]
 CONFIG = {"run": {"config": "genebert-tiny", "wandb_artifact": False}, "genome": {"name": "hg19"}}
@@ -111,11 +114,11 @@ def test_wandb_holds_every_name_and_each_step_once_after_a_resume(resumed):
     held_out = [row for row in rows if "val/loss/total" in row]
     images = [row for row in rows if any(name.startswith("figures/") for name in row)]
     assert [row["step"] for row in training] == list(range(1, 21))
-    assert [row["step"] for row in held_out] == [row["step"] for row in images] == [10, 20]
+    assert [row["step"] for row in held_out] == [row["figures/step"] for row in images] == [10, 20]
     assert all(row.keys() >= OF_A_STEP for row in training)
     assert all(row.keys() - {"step"} == OF_AN_EVALUATION for row in held_out)
     for row in images:
-        assert {name.split("/")[1] for name in row if name.startswith("figures/")} == {"similarity", "tsne"}
+        assert {name.split("/")[1] for name in row if name.startswith("figures/")} == {"step", "similarity", "tsne"}
     assert len(rows) == 24
 
 
@@ -237,10 +240,11 @@ def server(monkeypatch) -> SimpleNamespace:
     """In place of wandb: a server that keeps what runs log, by id, and can fail."""
     import wandb
 
-    kept = SimpleNamespace(rows=[], fails=False)
+    kept = SimpleNamespace(rows=[], fails=False, finished=[], ids=[])
 
     def init(**settings):
-        summary = {"step": kept.rows[-1]["step"]} if kept.rows else {}
+        kept.ids.append(settings["id"])
+        summary = {name: value for row in kept.rows for name, value in row.items()}
 
         def log(row: dict) -> None:
             if kept.fails:
@@ -253,7 +257,8 @@ def server(monkeypatch) -> SimpleNamespace:
             summary=summary,
             log=log,
             define_metric=lambda *_, **__: None,
-            finish=lambda: None,
+            offline=False,
+            finish=lambda exit_code: kept.finished.append(exit_code),
         )
 
     monkeypatch.setattr(wandb, "init", init)
@@ -276,6 +281,47 @@ def test_online_a_resumed_run_sends_what_the_server_lacks_and_nothing_twice(tmp_
             log.write(step, {"val/loss/total": 1 / step})  # that of step 14 was not there when the run was killed
     assert [row["step"] for row in server.rows] == [*range(1, 15), 14, 15, 16, 16]
     assert rows_of(log) == [*range(1, 15), 14, 15, 16, 16]
+
+
+def test_online_figures_that_are_late_are_sent_once_and_move_no_other_curve(tmp_path, server):
+    log = RunLog(tmp_path, 0, CONFIG, "online", "p")
+    (tmp_path / "figures").mkdir()
+    for step in range(1, 13):
+        log.write(step, {"loss/total": 1 / step})
+        if step in (4, 8):
+            matplotlib.image.imsave(figure_path(tmp_path, "tsne", step), np.eye(4))
+        if step == 6:
+            log.figures(4, read_figures(tmp_path)[4])
+    RunLog(tmp_path, 12, CONFIG, "online", "p")
+    assert [row["step"] for row in server.rows if "step" in row] == list(range(1, 13))
+    assert [row["figures/step"] for row in server.rows if "figures/step" in row] == [4, 8]
+
+
+def test_online_a_run_that_begins_anew_is_another_one(tmp_path, server):
+    for resumed_at in (0, 0, 1):
+        log = RunLog(tmp_path, resumed_at, CONFIG, "online", "p")
+        log.write(resumed_at + 1, {"loss/total": 1.0})
+    first, anew, resumed = server.ids
+    assert first != anew
+    assert anew == resumed == (tmp_path / "wandb_id").read_text()
+
+
+def test_a_run_that_fails_is_finished_as_failed_and_one_that_ends_as_done(tmp_path, server, monkeypatch):
+    calls = []
+    for name in ("done", "failed"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setattr(run_log.ranks, "before_failing", calls.append)
+    RunLog(tmp_path / "done", 0, CONFIG, "online", "p").close()
+    RunLog(tmp_path / "failed", 0, CONFIG, "online", "p")
+    for call in calls:
+        call()
+    assert server.finished == [0, 1]
+
+
+@pytest.mark.parametrize(("wished", "mode"), [("disabled", "off"), ("dryrun", "offline"), ("offline", "offline")])
+def test_the_mode_that_the_environment_asks_for(monkeypatch, wished, mode):
+    monkeypatch.setenv("WANDB_MODE", wished)
+    assert mode_of("auto") == mode
 
 
 def test_wandb_that_fails_is_a_word_and_not_the_end_of_the_run(tmp_path, server, capsys):

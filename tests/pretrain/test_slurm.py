@@ -43,6 +43,18 @@ def test_a_task_that_sees_one_gpu_takes_it(visible, local):
     assert (ranks["LOCAL_RANK"], ranks["LOCAL_WORLD_SIZE"]) == local
 
 
+def test_steps_of_a_job_do_not_meet():
+    ports = {from_slurm(TASK | {"SLURM_STEP_ID": str(step)})["MASTER_PORT"] for step in range(4)}
+    assert len(ports) == 4
+    assert all(10_000 <= int(port) < 30_000 for port in ports)
+
+
+def test_a_task_whose_host_has_no_number_of_tasks_is_refused():
+    known = {name: value for name, value in TASK.items() if "TASKS_PER_NODE" not in name}
+    with pytest.raises(InputError, match="SLURM_NODEID is 1, but SLURM_STEP_TASKS_PER_NODE has no such host"):
+        from_slurm(known)
+
+
 @pytest.mark.parametrize("alone", [{}, {"SLURM_NTASKS": "1"}, TASK | {"SLURM_STEP_NUM_TASKS": "1"}])
 def test_a_single_process_is_no_task_of_several(alone):
     assert from_slurm(alone) == {}
