@@ -86,6 +86,7 @@ def test_the_curve_does_not_depend_on_ranks_rounds_and_padding(
     assert_same_curves(tmp_path, on_two_ranks)
 
 
+@pytest.mark.slow
 def test_the_triton_kernels_train_as_their_references_do(tmp_path, monkeypatch, pretrain, ds_config, on_two_ranks):
     monkeypatch.setenv("GENEBERT_KERNELS", "triton")
     monkeypatch.setenv("TRITON_INTERPRET", "1")
