@@ -1,5 +1,6 @@
 """The process that draws beside a run."""
 
+import os
 import subprocess
 import sys
 import time
@@ -101,7 +102,9 @@ time.sleep(60)
 
 
 def test_the_process_ends_with_the_run(tmp_path):
-    run = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    environment = {**os.environ, "DS_ACCELERATOR": "cpu"}  # else DeepSpeed prints that it found no GPU
+    command = [sys.executable, "-c", KILLED, str(tmp_path)]
+    run = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
     assert run.stdout.readline() == "drawing\n"
     (process,) = psutil.Process(run.pid).children()
     until = time.monotonic() + 60
