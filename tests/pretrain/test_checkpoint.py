@@ -107,6 +107,7 @@ def disk(tmp_path) -> Iterator[Path]:
     subprocess.run(["umount", disk], check=True)
 
 
+@pytest.mark.slow
 def test_a_full_disk_keeps_the_checkpoints_there_are(disk, deepspeed, ds_config):
     run_dir = disk / "run"
     given = ("--ds_config", str(ds_config(9)), "--out", str(run_dir), "--workers", "0")

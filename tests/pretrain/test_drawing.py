@@ -17,6 +17,8 @@ from pretrain.run_record import read_figures, undrawn_path
 
 ROOT = Path(__file__).parents[2]
 
+pytestmark = pytest.mark.slow
+
 
 def embeddings(n: int) -> Embeddings:
     vectors = np.random.default_rng(0).normal(size=(n, 16)).astype(np.float32)

@@ -191,6 +191,7 @@ def make_infinite(shards: Path, number: int) -> None:
     (shards / "manifest.json").write_text(json.dumps(manifest))
 
 
+@pytest.mark.slow
 def test_a_sample_that_is_not_finite_ends_the_run_before_it_is_saved(tmp_path, start, own_shards):
     make_infinite(own_shards, number=3)
     launcher, began = start(tmp_path / "run", "--shards", str(own_shards), "--save_every", "1"), time.monotonic()

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+
+pytestmark = pytest.mark.slow  # each starts three processes
 HOST = socket.gethostname()
 TIMEOUT = 2.0
 SOON = 10  # seconds, on a busy machine, too; what is printed tells a death from a silence

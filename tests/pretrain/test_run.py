@@ -75,7 +75,10 @@ def test_checkpoints_are_kept_as_asked(on_two_ranks):
 
 @pytest.mark.parametrize(
     ("n_ranks", "micro_batch", "layout"),
-    [(1, None, "on 1 ranks (1 x 9 each, 0 padded)"), (2, 3, "on 2 ranks (2 x 3 each, 3 padded)")],
+    [
+        pytest.param(1, None, "on 1 ranks (1 x 9 each, 0 padded)", marks=pytest.mark.slow),
+        (2, 3, "on 2 ranks (2 x 3 each, 3 padded)"),
+    ],
 )
 def test_the_curve_does_not_depend_on_ranks_rounds_and_padding(
     tmp_path, pretrain, ds_config, on_two_ranks, n_ranks, micro_batch, layout

@@ -106,6 +106,7 @@ def first_rank(launcher: int) -> int:
     return found
 
 
+@pytest.mark.slow
 def test_wandb_holds_every_name_and_each_step_once_after_a_resume(resumed):
     rows = history(resumed)
     steps = [row["step"] for row in rows]
@@ -122,11 +123,13 @@ def test_wandb_holds_every_name_and_each_step_once_after_a_resume(resumed):
     assert len(rows) == 24
 
 
+@pytest.mark.slow
 def test_wandb_and_metrics_jsonl_hold_the_same_numbers(resumed):
     logged = [row for row in history(resumed) if not any(name.startswith("figures/") for name in row)]
     assert logged == [pytest.approx(row) for row in read_metrics(resumed)]
 
 
+@pytest.mark.slow
 def test_wandb_holds_the_configuration_the_commit_and_the_checkpoints(resumed):
     records = wandb_records(resumed)
     (run,) = [record.run for record in records if record.WhichOneof("record_type") == "run"]
@@ -151,6 +154,7 @@ def test_wandb_holds_the_configuration_the_commit_and_the_checkpoints(resumed):
         assert files == {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_an_evaluation_on_two_ranks_gives_what_one_gives(resumed, shards, model_config, world_of_one):
     """By cell type too, from the weights of the last checkpoint, all held-out samples in one process."""
     manifest = read_manifest(shards)
@@ -180,6 +184,7 @@ class Engine:
         return self.module(*arguments)
 
 
+@pytest.mark.slow
 def test_the_report_of_a_run_shows_its_results(resumed, tmp_path):
     out = tmp_path / "page.html"
     command = [sys.executable, "pretrain/report.py", str(resumed), "--out", str(out)]
