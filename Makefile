@@ -47,8 +47,8 @@ runs/finetune-promoter/results.json: | runs/genebert/genebert.json
 
 # The second process runs the Triton kernels, in their interpreter, which must be asked for before Python starts.
 test: .venv/installed
-	$(BIN)/python -m pytest
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest -m 'triton and not slow'
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -m 'triton and not slow' tests/kernels
 
 test-slow: .venv/installed
 	$(BIN)/python -m pytest -m 'slow and not triton'

@@ -4,9 +4,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.mark.slow
 def test_every_bench_can_be_imported():
     benches = sorted(path.stem for path in (ROOT / "tests" / "bench").glob("*.py"))
     assert {"data_prep", "kernels", "pretrain", "step_profile"} <= set(benches)

@@ -39,7 +39,7 @@ def demo(tmp_path_factory) -> tuple[Path, dict[str, str]]:
         *(str(Path(PYTHON).with_name("deepspeed")), "--num_gpus", "2"),
         *("--master_port", str(29200 + os.getpid() % 300), str(ROOT / "pretrain" / "main.py")),
         *("--ds_config", str(ROOT / "ds_configs" / "zero2_cpu.json"), "--config", "genebert-tiny"),
-        *("--steps", "50", "--eval_every", "25", "--wandb", "offline"),
+        *("--steps", "20", "--eval_every", "10", "--wandb", "offline"),
     )
     said["convert"] = run(folder, PYTHON, str(ROOT / "pretrain" / "convert.py"), "runs/pretrain", "runs/genebert")
     said["finetune"] = run(folder, PYTHON, str(ROOT / "finetune" / "run.py"), "--task", "promoter", "--epochs", "1")

@@ -246,7 +246,7 @@ def unprivileged():
 @pytest.mark.parametrize("which", ["genome.fa", "peaks.bed"])
 def test_a_file_that_may_not_be_read_is_named(command, tmp_path, refused, request, which):
     (tmp_path / which).chmod(0)
-    for folder in (tmp_path, *tmp_path.parents[:2]):
+    for folder in (tmp_path, *tmp_path.parents[:3]):
         folder.chmod(0o777)
     request.getfixturevalue("unprivileged")
     assert f"{tmp_path / which}: cannot be read: Permission denied" in refused(*command)

@@ -65,6 +65,14 @@ POINTS = {
     "between scratch and renaming": ("data_prep.output_folder", "shutil.rmtree", 1, "after"),
 }
 
+USUAL = {
+    "while bases are read",
+    "while a chunk is scanned",
+    "in the middle of a shard",
+    "in the middle of the manifest",
+    "between scratch and renaming",
+}
+
 
 def bytes_of(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.name != "summary.json"}
@@ -75,7 +83,10 @@ def run_killed(point: tuple, arguments: list[str]) -> None:
     assert ended.returncode == -signal.SIGKILL, ended.stderr
 
 
-@pytest.mark.parametrize("point", POINTS.values(), ids=POINTS)
+@pytest.mark.parametrize(
+    "point",
+    [pytest.param(point, id=name, marks=[] if name in USUAL else pytest.mark.slow) for name, point in POINTS.items()],
+)
 def test_a_killed_run_ends_with_the_same_bytes(synthetic, tmp_path, monkeypatch, point):
     monkeypatch.setattr(region_store, "_CHUNK_REGIONS", 8)
     arguments = [*synthetic.arguments, "--workers", "1", "--out", str(tmp_path / "shards")]

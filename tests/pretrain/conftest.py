@@ -28,7 +28,7 @@ region_encoder: swin_tiny_patch4_window7_224
 region_encoder_arguments: {img_size: [28, 56], embed_dim: 16, depths: [1, 1], num_heads: [1, 2]}
 projection_size: 16
 log_every: 1
-eval_every: 10
+eval_every: 20
 workers: 1
 wandb: "off"
 """

@@ -42,6 +42,7 @@ def program(tmp_path, one_line, preset, shards, ds_config) -> Callable[..., str]
     return run
 
 
+@pytest.mark.slow
 def test_the_program_refuses_a_missing_ds_config(program, tmp_path):
     line = program("--ds_config", tmp_path / "nowhere.json")
     assert f"--ds_config {tmp_path / 'nowhere.json'}: No such file or directory" in line

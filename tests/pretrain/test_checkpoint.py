@@ -66,7 +66,8 @@ def altered(checkpoint_dir: Path) -> str:
     return path.name
 
 
-@pytest.mark.parametrize("n_ranks", [2, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("n_ranks", [1, 2])
 def test_fewer_ranks_go_on_from_the_newest_whole_checkpoint_and_the_curve_joins(run_dir, on_four_ranks, go_on, n_ranks):
     name = altered(checkpoint.folder(stopped_after(run_dir, 10)) / "step-000010")
     output = go_on(n_ranks, run_dir)

@@ -60,6 +60,7 @@ def connection():
         process.wait()
 
 
+@pytest.mark.slow
 def test_the_connection_to_a_lost_host_is_ended_and_no_other(on_first_host, connection):
     lost, others = connection(1, 29712), [connection(0, 29712), connection(1, 29713), connection(1, 29712, "other")]
     on_first_host("hosts.hang_up({2})")
@@ -67,6 +68,7 @@ def test_the_connection_to_a_lost_host_is_ended_and_no_other(on_first_host, conn
     assert [process.poll() for process in others] == [None] * 3
 
 
+@pytest.mark.slow
 def test_a_host_is_lost_with_all_of_its_ranks(on_first_host, connection):
     first = connection(0, 29712)
     on_first_host("hosts.hang_up({1})")

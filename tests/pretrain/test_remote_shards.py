@@ -79,6 +79,7 @@ def test_a_run_on_a_url_gives_the_losses_of_the_folder_and_downloads_each_file_o
     }
 
 
+@pytest.mark.slow
 def test_a_shard_that_a_worker_cannot_stage_ends_the_run_with_one_line(tmp_path, server, remote, shards, alone):
     entries = read_manifest(shards)["shards"]
     damaged = [entry for entry in entries if entry["split"] == "train"][4]

@@ -14,6 +14,7 @@ from pretrain import checkpoint
 from pretrain.convert import convert, load_model
 
 ROOT = Path(__file__).parents[2]
+EVALUATED = ("--eval_every", "10")
 CURVES = ("loss/total", "loss/mgm", "loss/ngsp", "loss/srm", "optim/grad_norm")
 
 
@@ -38,7 +39,9 @@ def assert_same_curves(one: Path, other: Path) -> None:
 @pytest.fixture(scope="module")
 def on_two_ranks(tmp_path_factory, pretrain, ds_config) -> Path:
     out = tmp_path_factory.mktemp("runs") / "two"
-    output = pretrain(2, "--ds_config", str(ds_config(9)), "--out", str(out), "--save_every", "8", "--keep_last", "2")
+    output = pretrain(
+        2, "--ds_config", str(ds_config(9)), "--out", str(out), "--save_every", "8", "--keep_last", "2", *EVALUATED
+    )
     assert "20 steps of 9 samples on 2 ranks (1 x 5 each, 1 padded)" in output
     return out
 
@@ -84,7 +87,7 @@ def test_the_curve_does_not_depend_on_ranks_rounds_and_padding(
     tmp_path, pretrain, ds_config, on_two_ranks, n_ranks, micro_batch, layout
 ):
     path = str(ds_config(9, micro_batch))
-    output = pretrain(n_ranks, "--ds_config", path, "--out", str(tmp_path), "--workers", "0")
+    output = pretrain(n_ranks, "--ds_config", path, "--out", str(tmp_path), "--workers", "0", *EVALUATED)
     assert layout in output
     assert_same_curves(tmp_path, on_two_ranks)
 
@@ -93,7 +96,7 @@ def test_the_curve_does_not_depend_on_ranks_rounds_and_padding(
 def test_the_triton_kernels_train_as_their_references_do(tmp_path, monkeypatch, pretrain, ds_config, on_two_ranks):
     monkeypatch.setenv("GENEBERT_KERNELS", "triton")
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    output = pretrain(2, "--ds_config", str(ds_config(9, 3)), "--out", str(tmp_path), "--workers", "0")
+    output = pretrain(2, "--ds_config", str(ds_config(9, 3)), "--out", str(tmp_path), "--workers", "0", *EVALUATED)
     assert "triton kernels" in output
     assert_same_curves(tmp_path, on_two_ranks)
 
