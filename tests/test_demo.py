@@ -79,7 +79,7 @@ def test_finetuning_scores_every_model_and_says_that_the_data_are_simulated(demo
 
 def test_the_summary_shows_what_was_measured_and_where_the_figures_are(demo):
     folder, said = demo
-    for word in ("Pre-training: 50 steps", "simulated_genome", "srm/recall_at_1", "pretrained", "linear"):
+    for word in ("Pre-training: 20 steps", "simulated_genome", "srm/recall_at_1", "pretrained", "linear"):
         assert word in said["summary"]
     for figure in ("data/shards.inspect/motifs.png", "runs/pretrain/curves.png", "runs/finetune-promoter/roc_pr.png"):
         assert figure in said["summary"]
