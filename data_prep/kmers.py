@@ -5,16 +5,21 @@ is plain `tokenizers` data (tokenizer.json), so a process that knows nothing of 
 """
 
 import itertools
+from pathlib import Path
 
+import numpy as np
 from tokenizers import Regex, Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.normalizers import Lowercase, Replace, Sequence
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from tokenizers.processors import TemplateProcessing
 
-from data_prep.bases import LETTERS
+from data_prep.bases import LETTERS, OTHER
+from data_prep.errors import InputError, one_line, shown
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+PAD, UNK, CLS, SEP, MASK = range(5)
+K_RANGE = range(3, 7)
 
 
 def kmer_vocabulary(k: int) -> list[str]:
@@ -50,3 +55,52 @@ def kmer_tokenizer(k: int) -> Tokenizer:
     )
     tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
     return tokenizer
+
+
+def kmer_row(codes: np.ndarray, k: int) -> np.ndarray:
+    """The ids that `kmer_tokenizer(k)` gives a sequence of base codes, int64 [len(codes) - k + 3]: much faster."""
+    n_kmers = max(len(codes) - k + 1, 0)
+    row = np.zeros(n_kmers + 2, np.int64)
+    row[0], row[-1] = CLS, SEP
+    kmers, known = row[1:-1], np.ones(n_kmers, bool)
+    for j in range(k):
+        letter = codes[j : j + n_kmers]
+        kmers *= 4
+        kmers += letter
+        known &= letter < OTHER
+    kmers += len(SPECIAL_TOKENS)
+    kmers[~known] = UNK
+    return row
+
+
+def read_vocabulary(folder: str, where: str) -> list[str]:
+    """The tokens of a model's folder in the order of their ids, from vocab.txt, or else from tokenizer.json.
+
+    where: how messages name the folder. Raises `InputError` where it holds neither, or one that cannot be read.
+    """
+    as_text, as_json = Path(folder) / "vocab.txt", Path(folder) / "tokenizer.json"
+    try:
+        if as_text.is_file():
+            return as_text.read_text().split()
+        if as_json.is_file():
+            ids = Tokenizer.from_file(str(as_json)).get_vocab()
+            return sorted(ids, key=ids.__getitem__)
+    except Exception as error:  # `tokenizers` raises bare exceptions
+        raise InputError(f"{where}: the vocabulary cannot be read: {one_line(error)}") from error
+    raise InputError(f"{where}: holds no vocabulary, neither vocab.txt nor tokenizer.json")
+
+
+def length_of_kmers(vocabulary: list[str], where: str) -> int:
+    """The k of a k-mer vocabulary. Raises `InputError` where it is none, or one in another order."""
+    sizes = {len(SPECIAL_TOKENS) + 4**k: k for k in K_RANGE}
+    k = sizes.get(len(vocabulary))
+    if k is None:
+        known = ", ".join(f"{size} for k = {length}" for size, length in sizes.items())
+        raise InputError(f"{where}: its {len(vocabulary)} tokens are no vocabulary of k-mers ({known})")
+    for i, (found, expected) in enumerate(zip(vocabulary, kmer_vocabulary(k), strict=True)):
+        if found != expected:
+            raise InputError(
+                f"{where}: the vocabulary is not DNABERT's in order: row {i + 1} (id {i}) is {shown(found)}, and "
+                f"should be {expected!r}; its weights cannot be used"
+            )
+    return k

@@ -1,10 +1,14 @@
-"""Scores of a classifier, one function each, as the papers define them."""
+"""Scores, one function for each kind of prediction, as the papers define them."""
 
 import numpy as np
 from sklearn.metrics import matthews_corrcoef, precision_score, recall_score, roc_auc_score
 
+OF_CLASSES = ("precision", "recall", "auc", "mcc")
 
-def classification(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float | bool]:
+
+def classification(
+    labels: np.ndarray, probabilities: np.ndarray, outputs: tuple[str, ...] = ()
+) -> dict[str, float | bool]:
     """Macro precision, recall and AUC (GeneBERT, Table 1), and MCC (GUE). labels: [n]; probabilities: [n, n_classes].
 
     `collapsed` is True where one class is predicted throughout: its precision means nothing.

@@ -2,181 +2,314 @@
 
     python finetune/run.py --task promoter
     python finetune/run.py --task promoter --data my_promoters --checkpoint runs/genebert --out runs/my_promoters
+    python finetune/run.py --task tfbs --rc --seeds 5
+    torchrun --nproc_per_node 8 finetune/run.py --task splice --bf16
 
-Reads the task's data and runs/genebert; writes results.json, results.csv, predictions.tsv and roc_pr.png. Run it again
-with the same arguments to go on where it stopped.
+Reads the task's data and runs/genebert; writes results.json, results.csv, and for each table of the task
+predictions.tsv, figures and the fine-tuned models. Run it again with the same arguments to go on where it stopped.
 """
 
 import argparse
-import csv
 import json
 import os
 import shutil
-import sys
 import time
-from dataclasses import asdict, dataclass, field
+from contextlib import redirect_stdout
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
-from transformers import HfArgumentParser, TrainingArguments
-from transformers.utils import logging
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from transformers import HfArgumentParser
 
+from data_prep.bases import encode
 from data_prep.checksum import sha256_of_file
 from data_prep.errors import InputError, ends_on_input_error
 from data_prep.output_folder import MANIFEST, UNFINISHED, fingerprint, is_up_to_date, write_json
-from finetune import classifier, figures, linear_baseline
-from finetune.metrics import classification
-from finetune.sequence_table import LabelledSequences, fingerprints
+from data_prep.task_table import is_simulated
+from finetune import model as task_model
+from finetune import training
+from finetune.bootstrap import intervals
+from finetune.config import FinetuneConfig
+from finetune.encoder import Encoder
+from finetune.examples import NO_LABEL, Examples
+from finetune.results import format_scores, summarise, write_csv, write_predictions
 from finetune.split_audit import audit
+from finetune.task import Table, Task, Unit
 from finetune.tasks import TASKS
 
-DESCRIPTION = "genebert.json"
-
-
-@dataclass(frozen=True)
-class FinetuneConfig:
-    task: str = field(metadata={"help": "; ".join(f"{name}: {task.summary}" for name, task in TASKS.items())})
-    data: str | None = field(default=None, metadata={"help": "Folder of the task's data; default: the task's own."})
-    checkpoint: str = field(default="runs/genebert", metadata={"help": "Folder that pretrain/convert.py wrote."})
-    out: str | None = field(default=None, metadata={"help": "Folder to write; default: runs/finetune-TASK."})
-    models: list[str] = field(
-        default_factory=lambda: ["pretrained", "scratch", "linear"],
-        metadata={"help": "What to compare: pretrained, scratch (same shape, new weights), linear (3- to 6-mers)."},
-    )
-    epochs: float = field(default=3.0, metadata={"help": "Passes over the training rows."})
-    batch_size: int = field(default=32, metadata={"help": "Rows in a step, on each device."})
-    learning_rate: float | None = field(
-        default=None,
-        metadata={
-            "help": "Peak, after a linear warm-up over a tenth of the steps; default: 5e-5 for an encoder of width 768,"
-            " and in inverse proportion for others."
-        },
-    )
-    weight_decay: float = field(default=0.01, metadata={"help": "Of AdamW."})
-    bf16: bool = field(default=False, metadata={"help": "Compute in bf16."})
-    seed: int = field(default=0, metadata={"help": "Decides new weights and the order of rows."})
-    dedup: bool = field(default=False, metadata={"help": "Drop rows that recur within or across splits."})
-    wandb: Literal["off", "offline", "online"] = field(default="off", metadata={"help": "Log to W&B."})
-    overwrite: bool = field(default=False, metadata={"help": "Replace what --out holds."})
+RESULTS, WORK, PREDICTIONS = "results.json", "work", "predictions.npy"
+TRAINED = ("pretrained", "scratch")
+# What changes where a run reads and writes, not what it finds.
+NOT_OF_RESULTS = ("data", "out", "checkpoint", "overwrite", "wandb", "local_rank")
 
 
 @ends_on_input_error
 def main(arguments: list[str] | None = None) -> None:
+    tasks = "\n".join(f"  {name:<12}{task.summary}" for name, task in TASKS.items())
     parser = HfArgumentParser(
         FinetuneConfig,
         prog="finetune/run.py",
-        description=__doc__,
+        description=f"{__doc__}\nTasks:\n{tasks}\n",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     config, unknown = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
     if unknown:
         raise InputError(f"{unknown[0]}: no such argument; --help lists them")
-    run(config)
+    if int(os.environ.get("RANK", "0")) == 0:
+        run(config)
+        return
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+        try:
+            run(config)
+        except InputError:  # the first rank says it
+            raise SystemExit(2) from None
 
 
 def run(config: FinetuneConfig) -> None:
-    """Train and score every model asked for. Raises `InputError` for bad input."""
+    """Train and score every model asked for on every table of the task. Raises `InputError` for bad input."""
     task = TASKS.get(config.task)
     if task is None:
-        raise InputError(f"--task {config.task}: there is no such task yet; there is {', '.join(TASKS)}")
-    check(config)
-    checkpoint, out = Path(config.checkpoint), Path(config.out or f"runs/finetune-{config.task}")
-    description = read_description(checkpoint)
-    data = Path(config.data or task.default_data)
-    splits = task.read(str(data), description["k"])
+        raise InputError(f"--task {config.task}: there is no such task; there are {', '.join(TASKS)}")
+    config.check()
+    config = replace(config, models=config.models or [*TRAINED, *task.baselines])
+    check_of_task(config, task)
+    encoder = Encoder.at(Path(config.checkpoint))
+    if config.modality == "multimodal":
+        encoder.check_multimodal()
+    data, out = Path(config.data or f"data/{config.task}"), Path(config.out or f"runs/finetune-{config.task}")
+    tables = read_tables(data, task, encoder, config)
     made_from = fingerprint(
-        data=fingerprints(splits),
-        checkpoint=sha256_of_file(checkpoint / "sequence" / "model.safetensors"),
-        config=asdict(config) | {"data": None, "out": None, "checkpoint": None, "overwrite": None, "wandb": None},
+        data={name: sha256_of_file(path) for name, path in sorted(files_of(data, tables).items())},
+        checkpoint=encoder.fingerprint,
+        config=asdict(config) | dict.fromkeys(NOT_OF_RESULTS),
     )
-    splits, audited = audit(splits, config.dedup)
-    evaluated_on = "test" if "test" in splits else "dev"
-    train, test = splits["train"], splits[evaluated_on]
-    for split in (train, test):
-        if len(np.unique(split.labels)) < 2:
-            raise InputError(f"{split.path}: fewer than two classes are left after --dedup")
-    results_path = out / "results.json"
-    going_on = belongs(out, made_from)
-    if is_up_to_date(out, made_from, config.overwrite or going_on, [data, checkpoint], "results.json"):
+    audited = {}
+    for name, table in tables.items():
+        splits, audited[name] = audit(table.splits, config.dedup)
+        tables[name] = replace(table, splits=splits)
+        check_table(tables[name], config)
+    if not begins(out, made_from, config, [data, config.checkpoint]):
         print(f"{out}: up to date")
-        print("\n".join(format_scores(json.loads(results_path.read_text()))))
+        print("\n".join(format_scores(json.loads((out / RESULTS).read_text()))))
         return
-    if not going_on:
-        shutil.rmtree(out, ignore_errors=True)
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(out / UNFINISHED, {"fingerprint": made_from, "config": asdict(config)})
 
     simulated = is_simulated(data)
-    print(
-        f"{config.task}{' (simulated data)' if simulated else ''}: {len(train):,} training rows, {len(test):,} rows of "
-        f"{test.path} to score"
-    )
-    report_audit(audited, config.dedup)
-    for split in (train, test):
-        cut, longest = classifier.n_truncated(classifier.load_tokenizer(checkpoint), description["k"], split)
-        if cut:
-            print(f"{split.path}: {cut:,} rows are cut to the {longest} bp that the encoder reads")
-
-    probabilities, scores = {}, {}
-    for name in config.models:
-        started = time.monotonic()
-        if name == "linear":
-            probabilities[name] = linear_baseline.predict(train.sequences, train.labels, test.sequences, config.seed)
-        else:
-            probabilities[name] = fine_tuned(config, checkpoint, name == "pretrained", task.n_classes, train, test, out)
-        scores[name] = classification(test.labels, probabilities[name]) | {"seconds": time.monotonic() - started}
-
-    write_predictions(out / "predictions.tsv", test, probabilities)
-    figures.roc_and_pr(
-        out / "roc_pr.png",
-        test.labels,
-        {name: p[:, 1] for name, p in probabilities.items()},
-        f"{config.task}, {len(test):,} rows of {evaluated_on}{' (simulated)' if simulated else ''}",
-    )
     results = {
         "fingerprint": made_from,
         "task": config.task,
         "data": str(data),
         "simulated": simulated,
-        "evaluated_on": evaluated_on,
-        "rows": {split: len(rows) for split, rows in splits.items()},
-        "audit": audited,
-        "checkpoint": {"folder": str(checkpoint), "step": description["step"], "k": description["k"]},
+        "checkpoint": {"folder": config.checkpoint, "step": encoder.description.get("step"), "k": encoder.k},
         "config": asdict(config),
-        "scores": scores,
+        "columns": list(task.columns),
+        "tables": {},
     }
+    for name, table in tables.items():
+        title = f"{config.task}{'' if len(tables) == 1 else f' {name}'}{' (simulated data)' if simulated else ''}"
+        say_what_is_read(table, encoder, title)
+        report_audit(audited[name], config.dedup)
+        here = out if len(tables) == 1 else out / name
+        results["tables"][name] = {
+            "evaluated_on": table.evaluated_on,
+            "rows": {split: len(examples) for split, examples in table.splits.items()},
+            "audit": audited[name],
+            "scores": score_table(task, name, table, encoder, config, out, here, title),
+        }
+    if not is_first():
+        return
     write_csv(out / "results.csv", results)
-    write_json(results_path, results)
+    write_json(out / RESULTS, results)
+    shutil.rmtree(out / WORK, ignore_errors=True)
     print("\n".join(format_scores(results)))
-    print(f"{out}: results.json, results.csv, predictions.tsv, roc_pr.png")
+    print(f"{out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
 
 
-def check(config: FinetuneConfig) -> None:
-    """Raise `InputError` for values that no run can have."""
-    unknown = sorted(set(config.models) - {"pretrained", "scratch", "linear"})
-    if unknown or not config.models:
-        raise InputError(f"--models {' '.join(unknown)}: give some of pretrained, scratch, linear")
-    for name, least in (("batch_size", 1), ("seed", 0), ("weight_decay", 0)):
-        if getattr(config, name) < least:
-            raise InputError(f"--{name} {getattr(config, name)}: give at least {least}")
-    if config.epochs <= 0 or (config.learning_rate is not None and config.learning_rate <= 0):
-        raise InputError("--epochs and --learning_rate must be above 0")
+def check_of_task(config: FinetuneConfig, task: Task) -> None:
+    """Raise `InputError` for what this task cannot do."""
+    known = [*TRAINED, *task.baselines]
+    unknown = [name for name in config.models if name not in known]
+    if unknown:
+        raise InputError(f"--models {' '.join(unknown)}: give some of {', '.join(known)}")
+    if config.rc and task.stranded:
+        raise InputError(f"--rc: a sequence of {config.task} has a strand; leave it out")
+    if config.deepspeed and not Path(config.deepspeed).is_file():
+        raise InputError(f"--deepspeed {config.deepspeed}: no such file; ds_configs/ holds some")
 
 
-def read_description(checkpoint: Path) -> dict:
-    """genebert.json of a converted checkpoint."""
-    path = checkpoint / DESCRIPTION
-    if not path.is_file():
+def read_tables(data: Path, task: Task, encoder: Encoder, config: FinetuneConfig) -> dict[str, Table]:
+    """The tables of a folder, or of each folder in it, by name. Raises `InputError` where there are none."""
+    if not data.is_dir():
+        raise InputError(f"{data}: no such folder; make it with: {task.prepare}, or name another one with --data")
+    folders = sorted(path for path in data.iterdir() if path.is_dir() and any(path.glob("train.*")))
+    if any(data.glob("train.*")) or not folders:
+        folders = [data]
+    tables = {}
+    for folder in folders:
+        for name, table in task.read(folder, encoder, config).items():
+            whole = "/".join(part for part in (folder.name if folder != data else "", name) if part)
+            tables[whole or data.name] = table
+    if config.modality == "multimodal":
+        tables = {name: replace(table, splits=scanned(table.splits, encoder)) for name, table in tables.items()}
+    return tables
+
+
+def scanned(splits: dict[str, Examples], encoder: Encoder) -> dict[str, Examples]:
+    """The splits with the binding matrix of each sequence. Pools that splits share are scanned once."""
+    found: dict[int, np.ndarray] = {}
+    for examples in splits.values():
+        pool = examples.sequences
+        if id(pool) not in found:
+            found[id(pool)] = encoder.scanner.scan([encode(sequence) for sequence in pool])
+    return {name: replace(examples, binding=found[id(examples.sequences)]) for name, examples in splits.items()}
+
+
+def files_of(data: Path, tables: dict[str, Table]) -> dict[str, Path]:
+    """The files that the tables were read from, by their names in `data`."""
+    paths = {examples.path for table in tables.values() for examples in table.splits.values()}
+    manifests = {path.parent / MANIFEST for path in paths if (path.parent / MANIFEST).is_file()}
+    return {str(path.relative_to(data)): path for path in paths | manifests}
+
+
+def check_table(table: Table, config: FinetuneConfig) -> None:
+    """Raise `InputError` for a table that cannot be trained or scored on."""
+    for split in (table.train, table.test):
+        labels = split.targets[split.targets != NO_LABEL]
+        if not len(split) or (table.target.kind != "values" and len(np.unique(labels)) < 2):
+            left = " are left after --dedup" if config.dedup else ""
+            raise InputError(f"{split.path}: fewer than two classes{left}; nothing can be learnt from it")
+    if config.early_stopping and len(table.splits) < 3:
         raise InputError(
-            f"{path}: no converted checkpoint there; make one with: python pretrain/convert.py RUN_DIR {checkpoint}"
+            f"{table.train.path}: --early_stopping chooses on dev, which must not be what is scored; give dev and test"
         )
-    description = read_json(path)
-    weights = checkpoint / "sequence" / "model.safetensors"
-    if "k" not in description or "step" not in description or not weights.is_file():
-        raise InputError(f"{path}: not whole, or {weights} is missing; convert the checkpoint again")
-    return description
+
+
+def begins(out: Path, made_from: str, config: FinetuneConfig, inputs: list) -> bool:
+    """Make the folder ready for a run, the first one or one that goes on; False where the results are there."""
+    answer = [None]
+    state = PartialState()
+    if is_first():
+        going_on = read_json(out / UNFINISHED).get("fingerprint") == made_from
+        try:
+            answer = [not is_up_to_date(out, made_from, config.overwrite or going_on, inputs, RESULTS)]
+        except InputError as error:
+            answer = [error]
+        if answer == [True]:
+            if not going_on:
+                shutil.rmtree(out, ignore_errors=True)
+            out.mkdir(parents=True, exist_ok=True)
+            write_json(out / UNFINISHED, {"fingerprint": made_from, "config": asdict(config)})
+    if state.num_processes > 1:
+        broadcast_object_list(answer)
+    if isinstance(answer[0], InputError):
+        raise answer[0]
+    return answer[0]
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes."""
+    return PartialState().is_main_process
+
+
+def score_table(
+    task: Task, name: str, table: Table, encoder: Encoder, config: FinetuneConfig, out: Path, here: Path, title: str
+) -> dict:
+    """Train, score and draw every model on one table; scores by model. here: folder of its files."""
+    first_seed, scores = {}, {}
+    for model in config.models:
+        started = time.monotonic()
+        seeded = model in TRAINED or task.baselines[model].seeded
+        of_seeds = []
+        for seed in range(config.seed, config.seed + (config.seeds if seeded else 1)):
+            unit = Unit(table, config, seed, out / WORK / name / f"{model}-{seed}")
+            predictions = predicted(task, model, unit, encoder, here / model)
+            if predictions is None:
+                continue
+            first_seed.setdefault(model, predictions)
+            of_seeds.append(task.score(table.test.targets, predictions, table.target.outputs))
+        if is_first():
+            score = partial(task.score, outputs=table.target.outputs)
+            bounds = intervals(score, table.test.targets, first_seed[model], task.columns, task.resamples, config.seed)
+            scores[model] = summarise(of_seeds, bounds, time.monotonic() - started)
+    if is_first():
+        here.mkdir(exist_ok=True, parents=True)
+        write_predictions(here / "predictions.tsv", table, first_seed)
+        task.draw(here, table, first_seed, title)
+    return scores
+
+
+def predicted(task: Task, model: str, unit: Unit, encoder: Encoder, keep: Path) -> np.ndarray | None:
+    """What one model predicts of the rows that are scored; kept in the unit's folder for a run that goes on.
+
+    keep: folder for the fine-tuned model, which the first seed's goes to. None of a baseline on all but the first of
+    several processes.
+    """
+    done = unit.folder / PREDICTIONS
+    if done.is_file():
+        return np.load(done, allow_pickle=False)
+    if model in TRAINED:
+        found = fine_tuned(model == "pretrained", unit, encoder, keep)
+    elif is_first():
+        found = task.baselines[model].predict(unit)
+    else:
+        return None
+    if is_first():
+        unit.folder.mkdir(parents=True, exist_ok=True)
+        np.save(done.with_suffix(".partial.npy"), found)
+        done.with_suffix(".partial.npy").rename(done)
+    return found
+
+
+def fine_tuned(pretrained: bool, unit: Unit, encoder: Encoder, keep: Path) -> np.ndarray:
+    """Predictions of a fine-tuned encoder; the first seed's model is saved in `keep`."""
+    config, table = unit.config, unit.table
+    longest = tokens_read(table, encoder)
+    weights = class_weights(table) if config.class_weights == "balanced" else None
+    model = task_model.new_model(
+        encoder, table.target, config.modality, pretrained, longest, unit.seed, class_weights=weights
+    )
+    training.restrict(model, config)
+    trainer = training.trainer(
+        model,
+        encoder.tokens,
+        longest,
+        table.train,
+        table.splits.get("dev"),
+        config,
+        unit.seed,
+        unit.folder / "training",
+        f"{config.task}-{keep.name}-{unit.seed}",
+    )
+    training.fit(trainer)
+    found = training.predict(trainer, table.test, config.rc)
+    if is_first():
+        if unit.seed == config.seed:
+            training.merge_adapters(model)
+            task_model.save(
+                model, encoder, keep, task=config.task, longest=longest, bp=table.bp, both_strands=config.rc
+            )
+        shutil.rmtree(unit.folder / "training", ignore_errors=True)
+    return found
+
+
+def tokens_read(table: Table, encoder: Encoder) -> int:
+    """Tokens that a model reads of a sequence of the table. Those over predicted nucleotides must all be there."""
+    if encoder.k is None:
+        if table.target.kind == "nucleotides":
+            raise InputError(f"{encoder.folder}: its tokens are no k-mers, so that nucleotides have none of their own")
+        return encoder.longest
+    wanted = table.bp - encoder.k + 3
+    return wanted if table.target.kind == "nucleotides" else min(wanted, encoder.longest)
+
+
+def class_weights(table: Table) -> torch.Tensor:
+    """In inverse proportion to the classes' training rows, of mean 1 over the rows; float32 [classes]."""
+    labels = table.train.targets[table.train.targets != NO_LABEL]
+    counts = np.bincount(labels, minlength=len(table.target.outputs))
+    return torch.from_numpy(len(labels) / (len(counts) * counts.clip(min=1))).float()
 
 
 def read_json(path: Path) -> dict:
@@ -188,51 +321,15 @@ def read_json(path: Path) -> dict:
     return content if isinstance(content, dict) else {}
 
 
-def belongs(out: Path, made_from: str) -> bool:
-    """True where `out` holds a run of the same arguments that was not finished."""
-    return read_json(out / UNFINISHED).get("fingerprint") == made_from
-
-
-def is_simulated(data: Path) -> bool:
-    """True where the folder, or the one above it, says that its data are simulated."""
-    return any(read_json(folder / MANIFEST).get("simulated", False) for folder in (data, data.parent))
-
-
-def fine_tuned(
-    config: FinetuneConfig,
-    checkpoint: Path,
-    pretrained: bool,
-    n_classes: int,
-    train: LabelledSequences,
-    test: LabelledSequences,
-    out: Path,
-) -> np.ndarray:
-    """Probabilities of a fine-tuned encoder over `test`."""
-    os.environ["WANDB_MODE"] = "disabled" if config.wandb == "off" else config.wandb
-    quiet = not sys.stderr.isatty()
-    logging.set_verbosity_error()
-    if quiet:
-        logging.disable_progress_bar()
-    model = classifier.new_model(checkpoint, pretrained, n_classes, config.seed)
-    arguments = TrainingArguments(
-        output_dir=str(out / ("pretrained" if pretrained else "scratch")),
-        num_train_epochs=config.epochs,
-        per_device_train_batch_size=config.batch_size,
-        per_device_eval_batch_size=4 * config.batch_size,
-        learning_rate=config.learning_rate or 5e-5 * 768 / model.config.hidden_size,
-        warmup_steps=0.1,
-        weight_decay=config.weight_decay,
-        bf16=config.bf16,
-        seed=config.seed,
-        save_strategy="epoch",
-        save_total_limit=1,
-        logging_steps=50,
-        disable_tqdm=quiet,
-        dataloader_pin_memory=torch.cuda.is_available(),
-        report_to="none" if config.wandb == "off" else "wandb",
-        run_name=f"{config.task}-{'pretrained' if pretrained else 'scratch'}",
-    )
-    return classifier.fit_and_predict(model, classifier.load_tokenizer(checkpoint), train, test, arguments)
+def say_what_is_read(table: Table, encoder: Encoder, title: str) -> None:
+    """The rows, and how much of their sequences the encoder reads."""
+    print(f"{title}: {len(table.train):,} training rows, {len(table.test):,} rows of {table.test.path} to score")
+    if encoder.k and table.target.kind != "nucleotides":
+        longest = encoder.longest + encoder.k - 3
+        for split in (table.train, table.test):
+            cut = sum(len(sequence) > longest for sequence in split.sequences)
+            if cut:
+                print(f"{split.path}: {cut:,} sequences are cut to the {longest} bp that the encoder reads")
 
 
 def report_audit(audited: dict[str, dict[str, int]], dedup: bool) -> None:
@@ -244,35 +341,6 @@ def report_audit(audited: dict[str, dict[str, int]], dedup: bool) -> None:
                 f"earlier split, {counts['seen_rc']:,} as reverse complement, {counts['conflicting']:,} with another "
                 f"label; {'dropped' if dedup else 'kept (--dedup drops them)'}"
             )
-
-
-def format_scores(results: dict) -> list[str]:
-    """A table of the scores, a line each; a collapsed model is named."""
-    columns = {"precision": 10, "recall": 8, "auc": 8, "mcc": 8}
-    lines = [f"{'model':<12}" + "".join(f"{name:>{width}}" for name, width in columns.items()) + f"{'seconds':>9}"]
-    for name, score in results["scores"].items():
-        values = "".join(f"{score[column]:>{width}.3f}" for column, width in columns.items())
-        collapsed = "  collapsed: predicts one class throughout" if score["collapsed"] else ""
-        lines.append(f"{name:<12}{values}{score['seconds']:>9.1f}{collapsed}")
-    return lines
-
-
-def write_csv(path: Path, results: dict) -> None:
-    with open(path, "w", newline="") as file:
-        columns = ["task", "model", "evaluated_on", *next(iter(results["scores"].values()))]
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        for name, score in results["scores"].items():
-            writer.writerow({"task": results["task"], "model": name, "evaluated_on": results["evaluated_on"], **score})
-
-
-def write_predictions(path: Path, test: LabelledSequences, probabilities: dict[str, np.ndarray]) -> None:
-    """One line a row: sequence, label, and each model's probability of class 1."""
-    with open(path, "w") as file:
-        file.write("\t".join(["sequence", "label", *probabilities]) + "\n")
-        for row, (sequence, label) in enumerate(zip(test.sequences, test.labels, strict=True)):
-            values = [f"{p[row, 1]:.6f}" for p in probabilities.values()]
-            file.write("\t".join([sequence, str(label), *values]) + "\n")
 
 
 if __name__ == "__main__":

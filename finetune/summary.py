@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from data_prep.errors import InputError, ends_on_input_error
-from finetune.run import format_scores
+from finetune.results import format_scores
 
 PRETRAINED = Path("runs/pretrain")
 FINE_TUNED = Path("runs/finetune-promoter")
@@ -46,8 +46,7 @@ def pretraining(record: dict, rows: list[dict]) -> list[str]:
 
 def fine_tuning(results: dict) -> list[str]:
     simulated = " (simulated data)" if results["simulated"] else ""
-    heading = f"Fine-tuning: {results['task']}{simulated}, {results['rows'][results['evaluated_on']]:,} rows of "
-    return [heading + results["evaluated_on"], *(f"  {line}" for line in format_scores(results))]
+    return [f"Fine-tuning: {results['task']}{simulated}", *(f"  {line}" for line in format_scores(results))]
 
 
 def figures() -> list[str]:

@@ -34,8 +34,8 @@ from pretrain import checkpoint
 from pretrain.config import ModelConfig
 from pretrain.cornbert import CornBERT
 from pretrain.model import SMALLEST_STD, GeneBERT
+from pretrain.weights import DESCRIPTION
 
-DESCRIPTION = "genebert.json"
 # DeepSpeed's files: what ZeRO partitions, and what each checkpoint holds, without ZeRO all weights.
 PARTITIONS, WHOLE = "*_optim_states.pt", "mp_rank_00_model_states.pt"
 
@@ -106,6 +106,7 @@ def write_genebert(folder: Path, source: Path, config: ModelConfig, record: dict
         "k": config.k,
         "motifs": record["motifs"],
         "motif_names": record["motif_names"],
+        "motif_source": record["motif_source"],
         "affinity": record["affinity"],
         "transform": {
             "mean": model.binding_mean.tolist(),

@@ -98,6 +98,7 @@ def pretrain(model_config: ModelConfig, config: RunConfig, ds_config: dict, step
         "genome": manifest["genome"],
         "motifs": manifest["motifs"],
         "motif_names": manifest["motif_names"],
+        "motif_source": manifest.get("motif_source"),
         "affinity": manifest["affinity"],
         "shards": manifest["fingerprint"],
         "cell_types": {cell_type["name"]: cell_type["samples"] for cell_type in manifest["cell_types"]},

@@ -8,8 +8,6 @@ pretrain/convert.py. `--init_region` names a file of timm's weights. Nothing but
 import copy
 import json
 import logging
-import pickle
-import textwrap
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -17,16 +15,16 @@ from pathlib import Path
 import timm
 import torch
 import transformers
-from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from torch import nn
 
 from data_prep.bpe import read_tokenizer
-from data_prep.errors import InputError, one_line, shown
-from data_prep.kmers import SPECIAL_TOKENS, kmer_vocabulary
+from data_prep.errors import InputError, one_line
+from data_prep.kmers import length_of_kmers, read_vocabulary
 from pretrain import checkpoint, ranks
 from pretrain.config import ModelConfig, RunConfig, check
 from pretrain.model import GeneBERT, region_encoder_arguments, sequence_config
+from pretrain.weights import UNREADABLE, resized_positions, summary
 
 # Names in config.json of what a flag decides, and of what nothing does.
 DECIDED_BY_FLAG = {
@@ -36,8 +34,6 @@ DECIDED_BY_FLAG = {
     "intermediate_size": "intermediate_size",
 }
 DECIDED_BY_NOTHING = ("hidden_act", "layer_norm_eps", "type_vocab_size")
-
-UNREADABLE = (OSError, RuntimeError, ValueError, TypeError, EOFError, pickle.UnpicklingError, SafetensorError)
 
 
 def decide_k(model: ModelConfig, run: RunConfig, resumed: Path | None) -> ModelConfig:
@@ -88,13 +84,14 @@ def with_vocabulary(model: ModelConfig, folder: str) -> ModelConfig:
     `kmer_vocabulary(k)` in order.
     """
     found = check_sizes(folder, sequence_config(model))
-    vocabulary = read_vocabulary(folder)
+    where = f"--init_sequence {folder}"
+    vocabulary = read_vocabulary(folder, where)
     if found["vocab_size"] != len(vocabulary):
         raise InputError(
             f"--init_sequence {folder}: vocab_size of config.json is {found['vocab_size']}, "
             f"but the vocabulary holds {len(vocabulary)} tokens"
         )
-    return replace(model, k=length_of_kmers(vocabulary, folder))
+    return replace(model, k=length_of_kmers(vocabulary, where))
 
 
 def check_sizes(folder: str, encoder: transformers.PreTrainedConfig) -> dict:
@@ -132,38 +129,6 @@ def stored_config(folder: str, encoder: transformers.PreTrainedConfig) -> dict:
     if not isinstance(positions, int) or positions < 1:
         raise InputError(f"{path}: max_position_embeddings is {positions!r}, and no count of positions")
     return content
-
-
-def read_vocabulary(folder: str) -> list[str]:
-    """The folder's tokens in the order of their ids, from vocab.txt, or else from tokenizer.json."""
-    as_text, as_json = Path(folder) / "vocab.txt", Path(folder) / "tokenizer.json"
-    try:
-        if as_text.is_file():
-            return as_text.read_text().split()
-        if as_json.is_file():
-            ids = Tokenizer.from_file(str(as_json)).get_vocab()
-            return sorted(ids, key=ids.__getitem__)
-    except Exception as error:  # `tokenizers` raises bare exceptions
-        raise InputError(f"--init_sequence {folder}: the vocabulary cannot be read: {one_line(error)}") from error
-    raise InputError(f"--init_sequence {folder}: holds no vocabulary, neither vocab.txt nor tokenizer.json")
-
-
-def length_of_kmers(vocabulary: list[str], folder: str) -> int:
-    """The k of a k-mer vocabulary. Raises `InputError` where it is none, or one in another order."""
-    sizes = {len(SPECIAL_TOKENS) + 4**k: k for k in range(3, 7)}
-    k = sizes.get(len(vocabulary))
-    if k is None:
-        known = ", ".join(f"{size} for k = {length}" for size, length in sizes.items())
-        raise InputError(
-            f"--init_sequence {folder}: its {len(vocabulary)} tokens are no vocabulary of k-mers ({known})"
-        )
-    for i, (found, expected) in enumerate(zip(vocabulary, kmer_vocabulary(k), strict=True)):
-        if found != expected:
-            raise InputError(
-                f"--init_sequence {folder}: the vocabulary is not DNABERT's in order: row {i + 1} (id {i}) is "
-                f"{shown(found)}, and should be {expected!r}; its weights cannot be used"
-            )
-    return k
 
 
 def check_tokenizer(folder: str, tokenizer: Tokenizer) -> None:
@@ -237,12 +202,6 @@ def check_filled(encoder: str, info: dict, folder: str) -> None:
         raise InputError(f"--init_sequence {folder}: {beyond[0]} has no place in the layers of its config.json")
 
 
-def resized_positions(table: torch.Tensor, n_rows: int, n_fixed: int) -> torch.Tensor:
-    """A position table [n, width] cut or repeated to [n_rows, width]; its first `n_fixed` rows come once."""
-    learnt = table[n_fixed:]
-    return torch.cat([table[:n_fixed], learnt[torch.arange(n_rows - n_fixed) % len(learnt)]])
-
-
 def load_region(model: GeneBERT, source: str) -> str:
     """Load timm's weights into the region encoder: a file of them, or "imagenet" for those that timm names on the hub.
 
@@ -307,8 +266,3 @@ def imagenet_weights(name: str, stated: dict) -> dict[str, torch.Tensor]:
             f"--init_region imagenet: {stated['hf_hub_id']} cannot be had from the hub: {summary(error)}; "
             "give a file of its weights"
         ) from error
-
-
-def summary(error: BaseException) -> str:
-    """An exception in a line of readable length: PyTorch's list every weight."""
-    return textwrap.shorten(one_line(error), 240, placeholder=" ...")

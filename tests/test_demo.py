@@ -71,9 +71,10 @@ def test_wandb_holds_the_run_offline(demo):
 
 def test_finetuning_scores_every_model_and_says_that_the_data_are_simulated(demo):
     results = json.loads((demo[0] / "runs/finetune-promoter/results.json").read_text())
-    assert set(results["scores"]) == {"pretrained", "scratch", "linear"}
+    (table,) = results["tables"].values()
+    assert set(table["scores"]) == {"pretrained", "scratch", "linear"}
     assert results["simulated"]
-    assert results["scores"]["linear"]["auc"] > 0.8
+    assert table["scores"]["linear"]["auc"] > 0.8
     assert "(simulated data)" in demo[1]["finetune"]
 
 

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from data_prep.kmers import SPECIAL_TOKENS, kmer_tokenizer, kmer_vocabulary
+from data_prep.bases import encode
+from data_prep.kmers import SPECIAL_TOKENS, kmer_row, kmer_tokenizer, kmer_vocabulary
 
 UNK, CLS, SEP = 1, 2, 3
 EVERY_K = pytest.mark.parametrize("k", [3, 4, 5, 6])
@@ -86,3 +87,10 @@ def test_tokenizer_survives_its_file(k, tmp_path):
     sequence = random_sequence(5, 300, "ACGTacgtN")
     assert loaded.encode(sequence, sequence).ids == tokenizer.encode(sequence, sequence).ids
     assert loaded.encode(sequence).ids == ids_by_lookup(sequence, k)
+
+
+@EVERY_K
+@pytest.mark.parametrize("length", [0, 2, 3, 6, 7, 60])
+def test_a_row_counted_out_is_that_of_the_tokenizer(k, length):
+    sequence = random_sequence(length, length, "ACGTacgtNR")
+    assert kmer_row(encode(sequence), k).tolist() == kmer_tokenizer(k).encode(sequence).ids

@@ -6,16 +6,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 
-from finetune.sequence_table import LabelledSequences
+from finetune.examples import Examples
 from pretrain.config import ModelConfig
 from pretrain.convert import write_tokenizer
 from pretrain.model import GeneBERT
 
 K = 3
 MAX_TOKENS = 64
-N_MOTIFS = 4
+MOTIFS = ["MA0139.1", "MA0035.3", "MA0080.4", "MA0108.2"]
 
 
 @pytest.fixture(scope="session")
@@ -34,7 +35,7 @@ def model() -> GeneBERT:
         region_encoder_arguments=json.dumps(arguments),
         projection_size=16,
     )
-    return GeneBERT(config, torch.zeros(N_MOTIFS), torch.ones(N_MOTIFS)).eval()
+    return GeneBERT(config, torch.zeros(len(MOTIFS)), torch.ones(len(MOTIFS))).eval()
 
 
 @pytest.fixture(scope="session")
@@ -43,7 +44,12 @@ def checkpoint(model, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("converted") / "genebert"
     model.sequence.save_pretrained(folder / "sequence")
     write_tokenizer(folder / "sequence", model.config)
-    (folder / "genebert.json").write_text(json.dumps({"k": K, "step": 20, "motifs": ["M"] * N_MOTIFS}))
+    timm.models.save_for_hf(model.region, folder / "region", safe_serialization=True)
+    description = {
+        **{"k": K, "step": 20, "motifs": MOTIFS, "motif_source": "JASPAR2018", "affinity": "max"},
+        "transform": {"mean": [0.5] * len(MOTIFS), "std": [0.1] * len(MOTIFS)},
+    }
+    (folder / "genebert.json").write_text(json.dumps(description))
     return folder
 
 
@@ -86,10 +92,10 @@ def promoters(tmp_path_factory, draw_promoters, write_table) -> Path:
 
 
 @pytest.fixture(scope="session")
-def labelled() -> Callable[[list[tuple[str, int]]], LabelledSequences]:
+def labelled() -> Callable[[list[tuple[str, int]]], Examples]:
     """A function from rows of (sequence, label) to a split."""
 
-    def of(rows: list[tuple[str, int]]) -> LabelledSequences:
-        return LabelledSequences([s for s, _ in rows], np.array([y for _, y in rows], np.int64), Path("rows.csv"))
+    def of(rows: list[tuple[str, int]]) -> Examples:
+        return Examples.of_sequences([s for s, _ in rows], np.array([y for _, y in rows], np.int64), Path("rows.csv"))
 
     return of

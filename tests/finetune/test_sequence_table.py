@@ -25,8 +25,8 @@ def test_a_table_gives_its_sequences_and_labels_in_order(tmp_path, ending, separ
     path.write_text(GOOD.replace(",", separator))
     table = read_table(path, 2, 6)
     assert table.sequences == ["ACGTACGTAC", "TTGACCATGA"]
-    assert table.labels.dtype == np.int64
-    assert table.labels.tolist() == [0, 1]
+    assert table.targets.dtype == np.int64
+    assert table.targets.tolist() == [0, 1]
     assert (len(table), table.path) == (2, path)
 
 
@@ -71,7 +71,7 @@ def test_lower_case_counts_as_upper_case(tmp_path):
         ("ACGTA,0", "5 bp; the shortest usable is 6"),
         ("ACGTACGTAC,2", "label '2'; this task has 2 classes, 0 to 1"),
         ("ACGTACGTAC,promoter", "label 'promoter'; this task has 2 classes, 0 to 1"),
-        ("ACGTACGTAC", "label None; this task has 2 classes, 0 to 1"),
+        ("ACGTACGTAC", "label ''; this task has 2 classes, 0 to 1"),
     ],
     ids=["letter", "empty", "short", "third class", "word", "no label"],
 )
@@ -84,7 +84,7 @@ def test_a_row_that_cannot_be_used_is_refused_with_its_line(tmp_path, row, said)
 def test_a_label_may_name_any_class_of_the_task(tmp_path):
     path = tmp_path / "train.csv"
     path.write_text(GOOD + "ACGTACGTAC,2\n")
-    assert read_table(path, 3, 6).labels.tolist() == [0, 1, 2]
+    assert read_table(path, 3, 6).targets.tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize("column", ["sequence", "label"])

@@ -107,7 +107,7 @@ def test_the_counts_equal_a_comparison_of_all_rows(labelled, seed):
 def test_dedup_leaves_each_sequence_once_on_either_strand(labelled, seed):
     splits = drawn(seed)
     kept, _ = audit({name: labelled(rows) for name, rows in splits.items()}, dedup=True)
-    left = [sequence for split in kept.values() for sequence in split.sequences]
+    left = [sequence for split in kept.values() for sequence in split.sequence_of_each]
     assert not any(same(one, other) for one, other in itertools.combinations(left, 2))
     before = [sequence for rows in splits.values() for sequence, _ in rows]
     assert all(any(same(sequence, one) for one in left) for sequence in before)
@@ -116,5 +116,5 @@ def test_dedup_leaves_each_sequence_once_on_either_strand(labelled, seed):
 def test_dedup_keeps_the_first_row_and_takes_later_splits_apart(labelled):
     train, test = [("AACC", 0), ("GGTT", 1), ("AAAA", 1)], [("TTTT", 0), ("CCCC", 1)]
     kept, _ = audit({"train": labelled(train), "test": labelled(test)}, dedup=True)
-    assert (kept["train"].sequences, kept["train"].labels.tolist()) == (["AACC", "AAAA"], [0, 1])
-    assert (kept["test"].sequences, kept["test"].labels.tolist()) == (["CCCC"], [1])
+    assert (kept["train"].sequence_of_each, kept["train"].targets.tolist()) == (["AACC", "AAAA"], [0, 1])
+    assert (kept["test"].sequence_of_each, kept["test"].targets.tolist()) == (["CCCC"], [1])

@@ -1,0 +1,57 @@
+"""Tasks of one sequence a row and two classes: promoters, and binding sites of transcription factors."""
+
+from pathlib import Path
+
+import numpy as np
+
+from finetune import figures, linear_baseline, metrics
+from finetune.config import FinetuneConfig
+from finetune.encoder import Encoder
+from finetune.model import Target
+from finetune.sequence_table import read_splits
+from finetune.task import Baseline, Table, Task, Unit
+
+SHORTEST = 6  # bp of a sequence, for an encoder whose tokens are not k-mers
+CURVES = "roc_pr.png"
+
+
+def reads(classes: tuple[str, str]):
+    """The reader of tables whose rows are of these classes, label 0 and label 1."""
+
+    def read(folder: Path, encoder: Encoder, config: FinetuneConfig) -> dict[str, Table]:
+        splits = read_splits(folder, n_classes=2, shortest=encoder.k or SHORTEST)
+        bp = max(len(sequence) for split in splits.values() for sequence in split.sequences)
+        return {"": Table(splits, Target("classes", classes), bp)}
+
+    return read
+
+
+def linear(unit: Unit) -> np.ndarray:
+    train, test = unit.table.train, unit.table.test
+    return linear_baseline.predict(train.sequence_of_each, train.targets, test.sequence_of_each, unit.seed)
+
+
+def draw(folder: Path, table: Table, predictions: dict[str, np.ndarray], title: str) -> list[str]:
+    scores = {name: probabilities[:, 1] for name, probabilities in predictions.items()}
+    figures.roc_and_pr(folder / CURVES, table.test.targets, scores, title)
+    return [CURVES]
+
+
+PROMOTER = Task(
+    summary="promoters against other sequence: {train,dev,test}.csv of sequence,label",
+    prepare="python data_prep/main.py promoter",
+    read=reads(("other", "promoter")),
+    score=metrics.classification,
+    columns=metrics.OF_CLASSES,
+    draw=draw,
+    baselines={"linear": Baseline(linear)},
+)
+TFBS = Task(
+    summary="binding sites of transcription factors, a table for each peak file: {train,dev,test} of sequence,label",
+    prepare="python data_prep/main.py tfbs",
+    read=reads(("unbound", "bound")),
+    score=metrics.classification,
+    columns=metrics.OF_CLASSES,
+    draw=draw,
+    baselines={"linear": Baseline(linear)},
+)

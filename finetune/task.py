@@ -1,0 +1,78 @@
+"""What a task is: what it reads and predicts, how it is scored, and the baselines beside the models."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from finetune.config import FinetuneConfig
+from finetune.encoder import Encoder
+from finetune.examples import Examples
+from finetune.model import Target
+
+Scores = dict[str, float | bool]
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table of a task, scored as one row of the results.
+
+    splits: train, and dev or test or both; target: what is predicted of a row; bp: of a sequence that a model is to
+    read, at most.
+    """
+
+    splits: dict[str, Examples]
+    target: Target
+    bp: int
+
+    @property
+    def evaluated_on(self) -> str:
+        return "test" if "test" in self.splits else "dev"
+
+    @property
+    def train(self) -> Examples:
+        return self.splits["train"]
+
+    @property
+    def test(self) -> Examples:
+        """The split that is scored."""
+        return self.splits[self.evaluated_on]
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One model of one table, trained with one seed. folder: for what it writes meanwhile."""
+
+    table: Table
+    config: FinetuneConfig
+    seed: int
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """predict: from a unit to predictions over its test split, shaped as a model's (`training.predict`); seeded:
+    whether another seed gives others."""
+
+    predict: Callable[[Unit], np.ndarray]
+    seeded: bool = False
+
+
+@dataclass(frozen=True)
+class Task:
+    """summary: a line for --help; prepare: the command that makes its data; read: from a folder of one table, the
+    encoder and the configuration to tables by name (`""` for one alone); score: from targets and predictions; columns:
+    the scores that are printed; better: how each is compared, for figures and tables of the best; stranded: whether a
+    sequence's strand matters, which --rc would undo; resamples: of the bootstrap; draw: figures, as (folder, table,
+    predictions by model, title), returning their names."""
+
+    summary: str
+    prepare: str
+    read: Callable[[Path, Encoder, FinetuneConfig], dict[str, Table]]
+    score: Callable[[np.ndarray, np.ndarray, tuple[str, ...]], Scores]
+    columns: Sequence[str]
+    draw: Callable[[Path, Table, dict[str, np.ndarray], str], list[str]]
+    baselines: dict[str, Baseline] = field(default_factory=dict)
+    stranded: bool = False
+    resamples: int = 1000
