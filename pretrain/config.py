@@ -13,7 +13,6 @@ from transformers import HfArgumentParser
 from data_prep.errors import InputError
 from data_prep.shard_cache import DEFAULT_FOLDER
 from kernels.kmer_mask import span_tokens
-from pretrain import ranks
 
 PRESETS = Path(__file__).parent / "presets"
 
@@ -139,6 +138,8 @@ class RunConfig:
 
 
 def default_preset() -> str:
+    from pretrain import ranks  # and with it DeepSpeed, which who reads a configuration does without
+
     return "genebert-base" if ranks.on_cuda() else "genebert-tiny"
 
 
