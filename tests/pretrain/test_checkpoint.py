@@ -2,7 +2,6 @@
 on from them."""
 
 import json
-import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -77,23 +76,6 @@ def test_fewer_ranks_go_on_from_the_newest_whole_checkpoint_and_the_curve_joins(
     assert_same_curves(run_dir, on_four_ranks)
     assert checkpoint.read_state(checkpoint.newest(run_dir))["world_size"] == n_ranks
     assert not list(run_dir.rglob("*universal*"))
-
-
-@pytest.mark.parametrize("name", ["state.json", "mp_rank_00_model_states.pt"])
-@pytest.mark.parametrize("how", ["removed", "cut"])
-def test_a_missing_or_cut_file_is_seen_without_reading_the_others(run_dir, name, how):
-    newest = checkpoint.newest(run_dir)
-    assert newest.name == "step-000020"
-    (newest / name).unlink() if how == "removed" else os.truncate(newest / name, 40)
-    assert name in checkpoint.fault(newest)
-    assert checkpoint.newest(run_dir).name == "step-000015"
-
-
-def test_a_checkpoint_folder_that_is_gone_is_still_known_by_latest(run_dir):
-    newest = checkpoint.newest(run_dir)
-    shutil.rmtree(newest)
-    assert checkpoint.written(run_dir)[0] == newest
-    assert checkpoint.newest(run_dir).name == "step-000015"
 
 
 @pytest.fixture

@@ -1,6 +1,8 @@
 """The user's command, end to end: the real launcher, engine, readers and files, with the smallest model."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -74,6 +76,28 @@ def test_checkpoints_are_kept_as_asked(on_two_ranks):
     assert kept == {"step-000016", "step-000020", best}
     losses = curve(on_two_ranks, "val/loss/total")
     assert best == checkpoint.name_of(min(losses, key=losses.get))
+
+
+@pytest.fixture
+def run_dir(on_two_ranks, tmp_path) -> Path:
+    return Path(shutil.copytree(on_two_ranks, tmp_path / "run"))
+
+
+@pytest.mark.parametrize("name", ["state.json", "mp_rank_00_model_states.pt"])
+@pytest.mark.parametrize("how", ["removed", "cut"])
+def test_a_missing_or_cut_file_is_seen_without_reading_the_others(run_dir, name, how):
+    newest = checkpoint.newest(run_dir)
+    assert newest.name == "step-000020"
+    (newest / name).unlink() if how == "removed" else os.truncate(newest / name, 40)
+    assert name in checkpoint.fault(newest)
+    assert checkpoint.newest(run_dir).name == "step-000016"
+
+
+def test_a_checkpoint_folder_that_is_gone_is_still_known_by_latest(run_dir):
+    newest = checkpoint.newest(run_dir)
+    shutil.rmtree(newest)
+    assert checkpoint.written(run_dir)[0] == newest
+    assert checkpoint.newest(run_dir).name == "step-000016"
 
 
 @pytest.mark.parametrize(
