@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from sklearn.metrics import matthews_corrcoef, precision_score, recall_score, roc_auc_score
 
 from finetune.metrics import classification
 
@@ -56,3 +57,23 @@ def test_a_collapsed_classifier_is_named(throughout):
     assert scores["collapsed"] is True
     assert (scores["precision"], scores["recall"], scores["mcc"]) == (0.25, 0.5, 0.0)
     assert scores["auc"] == 1.0
+
+
+@pytest.mark.parametrize("n_classes", [2, 3])
+@pytest.mark.parametrize("seed", range(5))
+def test_scores_are_those_of_scikit_learn(n_classes, seed):
+    rng = np.random.default_rng(seed)
+    labels = rng.permutation(np.arange(60) % n_classes)
+    probabilities = rng.integers(1, 5, (60, n_classes)).astype(float)  # with ties
+    probabilities /= probabilities.sum(1, keepdims=True)
+    predicted = probabilities.argmax(1)
+    of_auc = probabilities[:, 1] if n_classes == 2 else probabilities
+    assert classification(labels, probabilities) == pytest.approx(
+        {
+            "precision": precision_score(labels, predicted, average="macro", zero_division=0),
+            "recall": recall_score(labels, predicted, average="macro", zero_division=0),
+            "auc": roc_auc_score(labels, of_auc, multi_class="ovr"),
+            "mcc": matthews_corrcoef(labels, predicted),
+            "collapsed": False,
+        }
+    )
