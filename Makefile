@@ -35,6 +35,9 @@ data/shards/manifest.json: | data/peaks/manifest.json
 data/shards.inspect/inspect.json: | data/shards/manifest.json
 	$(BIN)/python data_prep/main.py inspect data/shards
 
+data/promoter/manifest.json: | data/demo/manifest.json
+	$(BIN)/python data_prep/main.py promoter
+
 $(PRETRAINED): | data/shards/manifest.json
 	DS_ACCELERATOR=cpu $(BIN)/deepspeed --num_gpus 2 pretrain/main.py --ds_config ds_configs/zero2_cpu.json --config genebert-tiny \
 	  --steps $(DEMO_STEPS) --eval_every 100 --save_every 100
@@ -42,7 +45,7 @@ $(PRETRAINED): | data/shards/manifest.json
 runs/genebert/genebert.json: | $(PRETRAINED)
 	$(BIN)/python pretrain/convert.py runs/pretrain runs/genebert
 
-runs/finetune-promoter/results.json: | runs/genebert/genebert.json
+runs/finetune-promoter/results.json: | runs/genebert/genebert.json data/promoter/manifest.json
 	$(BIN)/python finetune/run.py --task promoter
 
 # The second process runs the Triton kernels, in their interpreter, which must be asked for before Python starts.
@@ -67,4 +70,4 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 
 clean-demo:
-	rm -rf data/demo data/peaks data/shards data/shards.inspect runs/pretrain runs/genebert runs/finetune-promoter
+	rm -rf data/demo data/peaks data/shards data/shards.inspect data/promoter runs/pretrain runs/genebert runs/finetune-promoter

@@ -19,6 +19,10 @@ from data_prep.errors import InputError
 from data_prep.genome import Genome
 from data_prep.motifs import Motif, motifs_by_name
 from data_prep.output_folder import MANIFEST, fingerprint, is_up_to_date, output_folder, write_json
+from data_prep.simulated_expression import plant_elements, write_expression
+from data_prep.simulated_hscr import write_hscr
+from data_prep.simulated_splice import plant_genes, write_splice
+from data_prep.simulated_tfbs import BindingSite, write_tfbs
 
 CHROMOSOMES = {"chr1": 3_200_000, "chr2": 2_400_000, "chr3": 1_600_000, "chr4": 800_000}
 PROMOTER_SPLIT = {"chr1": "train", "chr2": "train", "chr3": "test", "chr4": "dev"}
@@ -74,7 +78,7 @@ def run(config: SimulateConfig) -> None:
     out = Path(config.out)
     if config.seed < 0:
         raise InputError("--seed must not be negative")
-    made_from = fingerprint(simulate=3, seed=config.seed)
+    made_from = fingerprint(simulate=4, seed=config.seed)
     if is_up_to_date(out, made_from, config.overwrite):
         print(f"{out}: up to date")
         return
@@ -83,14 +87,18 @@ def run(config: SimulateConfig) -> None:
     motifs = motifs_by_name(RELEASE, tf_names)
     core_promoter = motifs_by_name(RELEASE, ["TATA-Box", "INR"], collection="POLII")
 
-    genome, regions = {}, {}
+    genome, regions, genes, splice_rng = {}, {}, [], np.random.default_rng([config.seed, 3])
+    planted: dict[str, list[BindingSite]] = {}
+    expression_rng = np.random.default_rng([config.seed, 4])
     background = third_order_background(rng)
     for name, length in CHROMOSOMES.items():
         genome[name] = random_chromosome(rng, length, background)
         regions[name] = random_regions(rng, length)
         tilt_regions(rng, genome[name], regions[name])
-        plant_motifs(rng, genome[name], regions[name], motifs)
+        planted[name] = plant_motifs(rng, genome[name], regions[name], motifs)
         plant_promoters(rng, genome[name], regions[name], core_promoter)
+        plant_elements(expression_rng, genome[name], regions[name])
+        genes += plant_genes(splice_rng, name, genome[name], regions[name])
 
     with output_folder(out) as folder:
         for name in genome:
@@ -100,6 +108,12 @@ def run(config: SimulateConfig) -> None:
         Genome(fasta)  # writes the index
         n_nonzero = write_atlas(rng, folder / "atlas", regions)
         n_rows = write_promoters(rng, folder / "promoter", genome, regions)
+        accessible = {name: dict(zip(CELL_TYPE_MOTIFS, r.accessible.T, strict=True)) for name, r in regions.items()}
+        n_peaks = write_tfbs(np.random.default_rng([config.seed, 1]), folder / "tfbs", genome, accessible, planted)
+        cohort_rng = np.random.default_rng([config.seed, 2])
+        cohort = write_hscr(cohort_rng, folder / "hscr", genome, regions, accessible, motifs)
+        splice = write_splice(folder / "splice", genes)
+        expression = write_expression(expression_rng, folder / "expression", genome, regions, list(motifs.values()))
         write_json(
             folder / MANIFEST,
             {
@@ -111,6 +125,10 @@ def run(config: SimulateConfig) -> None:
                 "shared_motifs": SHARED_MOTIFS,
                 "matrix_ids": {name: m.matrix_id for name, m in (motifs | core_promoter).items()},
                 "promoter_rows": n_rows,
+                "tfbs_peaks": n_peaks,
+                "hscr": cohort,
+                "splice": splice,
+                "expression": expression,
                 "config": asdict(config) | {"out": None},
             },
         )
@@ -180,13 +198,14 @@ def tilt_regions(rng: np.random.Generator, chromosome: np.ndarray, regions: Acce
 
 def plant_motifs(
     rng: np.random.Generator, chromosome: np.ndarray, regions: AccessibleRegions, motifs: dict[str, Motif]
-) -> None:
-    """Write binding sites into the regions, in place: motifs of the cell types that open each, and shared ones."""
-    cell_types = list(CELL_TYPE_MOTIFS)
-    for start, end, accessible in zip(regions.start, regions.end, regions.accessible, strict=True):
+) -> list[BindingSite]:
+    """Write binding sites into the regions, in place, and return them: motifs of the cell types that open each region,
+    and shared ones."""
+    cell_types, planted = list(CELL_TYPE_MOTIFS), []
+    for row, (start, end) in enumerate(zip(regions.start, regions.end, strict=True)):
         names = [
             name
-            for number in np.flatnonzero(accessible)
+            for number in np.flatnonzero(regions.accessible[row])
             for name in rng.choice(CELL_TYPE_MOTIFS[cell_types[number]], INSTANCES)
         ]
         if rng.random() < 0.5:
@@ -197,6 +216,8 @@ def plant_motifs(
                 site = reverse_complement(site)
             at = rng.integers(start, end - len(site))
             chromosome[at : at + len(site)] = site
+            planted.append(BindingSite(str(name), row, int(at), site))
+    return planted
 
 
 def plant_promoters(

@@ -8,8 +8,9 @@ from finetune import figures, linear_baseline, metrics
 from finetune.config import FinetuneConfig
 from finetune.encoder import Encoder
 from finetune.model import Target
+from finetune.pwm_baseline import SOURCE, BestMotif
 from finetune.sequence_table import read_splits
-from finetune.task import Baseline, Table, Task, Unit
+from finetune.task import Baseline, Scores, Table, Task, Unit
 
 SHORTEST = 6  # bp of a sequence, for an encoder whose tokens are not k-mers
 CURVES = "roc_pr.png"
@@ -26,9 +27,20 @@ def reads(classes: tuple[str, str]):
     return read
 
 
+def score(labels: np.ndarray, probabilities: np.ndarray, table: Table) -> Scores:
+    return metrics.classification(labels, probabilities)
+
+
 def linear(unit: Unit) -> np.ndarray:
     train, test = unit.table.train, unit.table.test
     return linear_baseline.predict(train.sequence_of_each, train.targets, test.sequence_of_each, unit.seed)
+
+
+def pwm(unit: Unit) -> np.ndarray:
+    train, test = unit.table.train, unit.table.test
+    best = BestMotif.of(train.sequence_of_each, train.targets)
+    print(f"pwm: {best.motif.matrix_id} {best.motif.name} of {SOURCE}, with AUC {best.auc:.3f} in training")
+    return best.predict(test.sequence_of_each)
 
 
 def draw(folder: Path, table: Table, predictions: dict[str, np.ndarray], title: str) -> list[str]:
@@ -41,7 +53,7 @@ PROMOTER = Task(
     summary="promoters against other sequence: {train,dev,test}.csv of sequence,label",
     prepare="python data_prep/main.py promoter",
     read=reads(("other", "promoter")),
-    score=metrics.classification,
+    score=score,
     columns=metrics.OF_CLASSES,
     draw=draw,
     baselines={"linear": Baseline(linear)},
@@ -50,8 +62,8 @@ TFBS = Task(
     summary="binding sites of transcription factors, a table for each peak file: {train,dev,test} of sequence,label",
     prepare="python data_prep/main.py tfbs",
     read=reads(("unbound", "bound")),
-    score=metrics.classification,
+    score=score,
     columns=metrics.OF_CLASSES,
     draw=draw,
-    baselines={"linear": Baseline(linear)},
+    baselines={"linear": Baseline(linear), "pwm": Baseline(pwm)},
 )

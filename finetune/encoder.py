@@ -51,6 +51,10 @@ class SequenceTokens:
     def pads_left(self) -> bool:
         return not self.k and self.tokenizer.padding_side == "left"
 
+    def count(self, sequence: str) -> int:
+        """Tokens of a whole sequence, special ones included."""
+        return len(sequence) - self.k + 3 if self.k else len(self.tokenizer(sequence)["input_ids"])
+
     def ids(self, sequence: str, longest: int) -> np.ndarray:
         """int64 [tokens], special ones included, `longest` at most. What is too long is cut at its end; by a tokenizer
         that cuts on the left, as of promoters, at its beginning."""

@@ -62,6 +62,8 @@ class TaskModel(nn.Module):
             self.register_buffer("binding_mean", torch.tensor(transform["mean"]), persistent=False)
             self.register_buffer("binding_std", torch.tensor(transform["std"]), persistent=False)
         self.dropout = nn.Dropout(sequence.config.hidden_dropout_prob)
+        if sequence.pooler is not None and not self.reads_pooled:
+            sequence.pooler.requires_grad_(False)
         self.head = nn.Linear(width, len(target.outputs))
         nn.init.normal_(self.head.weight, std=sequence.config.initializer_range)
         nn.init.zeros_(self.head.bias)
@@ -83,14 +85,22 @@ class TaskModel(nn.Module):
             features = encoded.last_hidden_state[rows[:, 0, 0]][:, self.kmers_over_nucleotides(input_ids.shape[1])]
         else:
             features = self.summary(encoded, attention_mask)[rows].mean((1, 2))
-            if self.region is not None:
-                features = torch.cat([features, self.region_summary(binding, rows)], dim=1)
+        if self.region is not None:
+            of_region = self.region_summary(binding, rows)
+            if features.ndim == 3:  # each nucleotide beside its sequence's
+                of_region = of_region[:, None].expand(-1, features.shape[1], -1)
+            features = torch.cat([features, of_region], dim=-1)
         logits = self.head(self.dropout(features)).float()
         return {"logits": logits} if labels is None else {"loss": self.loss(logits, labels), "logits": logits}
 
+    @property
+    def reads_pooled(self) -> bool:
+        """Whether the head reads BERT's pooled [CLS]."""
+        return self.target.kind != "nucleotides" and self.sequence.config.model_type == "bert"
+
     def summary(self, encoded: object, attention_mask: torch.Tensor) -> torch.Tensor:
         """[sequences, hidden_size] of an encoder's output."""
-        if self.sequence.config.model_type == "bert":
+        if self.reads_pooled:
             return encoded.pooler_output
         weight = attention_mask[..., None].to(encoded.last_hidden_state.dtype)
         return (encoded.last_hidden_state * weight).sum(1) / weight.sum(1)

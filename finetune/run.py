@@ -14,15 +14,15 @@ import json
 import os
 import shutil
 import time
-from contextlib import redirect_stdout
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
+import torch.distributed as dist
 from transformers import HfArgumentParser
 
 from data_prep.bases import encode
@@ -59,14 +59,37 @@ def main(arguments: list[str] | None = None) -> None:
     config, unknown = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
     if unknown:
         raise InputError(f"{unknown[0]}: no such argument; --help lists them")
-    if int(os.environ.get("RANK", "0")) == 0:
-        run(config)
-        return
-    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
-        try:
+    with joined():
+        if is_first():
             run(config)
-        except InputError:  # the first rank says it
-            raise SystemExit(2) from None
+            return
+        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+            try:
+                run(config)
+            except InputError:  # the first process says it
+                raise SystemExit(2) from None
+
+
+@contextmanager
+def joined() -> Iterator[None]:
+    """Under torchrun or deepspeed, the group of all processes."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed warns where it has to find that out
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes."""
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 def run(config: FinetuneConfig) -> None:
@@ -158,13 +181,16 @@ def read_tables(data: Path, task: Task, encoder: Encoder, config: FinetuneConfig
 
 
 def scanned(splits: dict[str, Examples], encoder: Encoder) -> dict[str, Examples]:
-    """The splits with the binding matrix of each sequence. Pools that splits share are scanned once."""
+    """The splits with the binding matrix of each sequence, scanned where the data do not hold it, once of each pool."""
     found: dict[int, np.ndarray] = {}
     for examples in splits.values():
         pool = examples.sequences
-        if id(pool) not in found:
+        if examples.binding is None and id(pool) not in found:
             found[id(pool)] = encoder.scanner.scan([encode(sequence) for sequence in pool])
-    return {name: replace(examples, binding=found[id(examples.sequences)]) for name, examples in splits.items()}
+    return {
+        name: replace(examples, binding=found[id(examples.sequences)]) if examples.binding is None else examples
+        for name, examples in splits.items()
+    }
 
 
 def files_of(data: Path, tables: dict[str, Table]) -> dict[str, Path]:
@@ -190,7 +216,6 @@ def check_table(table: Table, config: FinetuneConfig) -> None:
 def begins(out: Path, made_from: str, config: FinetuneConfig, inputs: list) -> bool:
     """Make the folder ready for a run, the first one or one that goes on; False where the results are there."""
     answer = [None]
-    state = PartialState()
     if is_first():
         going_on = read_json(out / UNFINISHED).get("fingerprint") == made_from
         try:
@@ -202,16 +227,11 @@ def begins(out: Path, made_from: str, config: FinetuneConfig, inputs: list) -> b
                 shutil.rmtree(out, ignore_errors=True)
             out.mkdir(parents=True, exist_ok=True)
             write_json(out / UNFINISHED, {"fingerprint": made_from, "config": asdict(config)})
-    if state.num_processes > 1:
-        broadcast_object_list(answer)
+    if dist.is_initialized():
+        dist.broadcast_object_list(answer)
     if isinstance(answer[0], InputError):
         raise answer[0]
     return answer[0]
-
-
-def is_first() -> bool:
-    """Whether this is the process that writes."""
-    return PartialState().is_main_process
 
 
 def score_table(
@@ -229,9 +249,9 @@ def score_table(
             if predictions is None:
                 continue
             first_seed.setdefault(model, predictions)
-            of_seeds.append(task.score(table.test.targets, predictions, table.target.outputs))
+            of_seeds.append(task.score(table.test.targets, predictions, table=table))
         if is_first():
-            score = partial(task.score, outputs=table.target.outputs)
+            score = partial(task.score, table=table)
             bounds = intervals(score, table.test.targets, first_seed[model], task.columns, task.resamples, config.seed)
             scores[model] = summarise(of_seeds, bounds, time.monotonic() - started)
     if is_first():
@@ -252,7 +272,7 @@ def predicted(task: Task, model: str, unit: Unit, encoder: Encoder, keep: Path) 
         return np.load(done, allow_pickle=False)
     if model in TRAINED:
         found = fine_tuned(model == "pretrained", unit, encoder, keep)
-    elif is_first():
+    elif is_first() or task.baselines[model].seeded:  # those train, all processes together
         found = task.baselines[model].predict(unit)
     else:
         return None
@@ -271,6 +291,9 @@ def fine_tuned(pretrained: bool, unit: Unit, encoder: Encoder, keep: Path) -> np
     model = task_model.new_model(
         encoder, table.target, config.modality, pretrained, longest, unit.seed, class_weights=weights
     )
+    if table.target.kind == "values":
+        # From 0 the bias would take most of a short training, and LAMB, which scales by its norm, would not move it.
+        model.head.bias.data.copy_(torch.from_numpy(table.train.targets.mean(axis=0)))
     training.restrict(model, config)
     trainer = training.trainer(
         model,
@@ -289,7 +312,14 @@ def fine_tuned(pretrained: bool, unit: Unit, encoder: Encoder, keep: Path) -> np
         if unit.seed == config.seed:
             training.merge_adapters(model)
             task_model.save(
-                model, encoder, keep, task=config.task, longest=longest, bp=table.bp, both_strands=config.rc
+                model,
+                encoder,
+                keep,
+                task=config.task,
+                longest=longest,
+                bp=table.bp,
+                both_strands=config.rc,
+                row_shape=list(table.train.rows.shape[1:]),
             )
         shutil.rmtree(unit.folder / "training", ignore_errors=True)
     return found
@@ -324,12 +354,13 @@ def read_json(path: Path) -> dict:
 def say_what_is_read(table: Table, encoder: Encoder, title: str) -> None:
     """The rows, and how much of their sequences the encoder reads."""
     print(f"{title}: {len(table.train):,} training rows, {len(table.test):,} rows of {table.test.path} to score")
-    if encoder.k and table.target.kind != "nucleotides":
-        longest = encoder.longest + encoder.k - 3
-        for split in (table.train, table.test):
-            cut = sum(len(sequence) > longest for sequence in split.sequences)
-            if cut:
-                print(f"{split.path}: {cut:,} sequences are cut to the {longest} bp that the encoder reads")
+    if table.target.kind == "nucleotides":
+        return
+    for split in (table.train, table.test):
+        cut = sum(encoder.tokens.count(sequence) > encoder.longest for sequence in split.sequences)
+        if cut:
+            reads = f"{encoder.longest + encoder.k - 3} bp" if encoder.k else f"{encoder.longest} tokens"
+            print(f"{split.path}: {cut:,} sequences are cut to the {reads} that the encoder reads")
 
 
 def report_audit(audited: dict[str, dict[str, int]], dedup: bool) -> None:

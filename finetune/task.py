@@ -62,15 +62,15 @@ class Baseline:
 @dataclass(frozen=True)
 class Task:
     """summary: a line for --help; prepare: the command that makes its data; read: from a folder of one table, the
-    encoder and the configuration to tables by name (`""` for one alone); score: from targets and predictions; columns:
-    the scores that are printed; better: how each is compared, for figures and tables of the best; stranded: whether a
-    sequence's strand matters, which --rc would undo; resamples: of the bootstrap; draw: figures, as (folder, table,
-    predictions by model, title), returning their names."""
+    encoder and the configuration to tables by name (`""` for one alone); score: from targets and predictions of the
+    rows that are scored, and their table, for its outputs and training rows; columns: the scores that are printed;
+    stranded: whether a sequence's strand matters, which --rc would undo; resamples: of the bootstrap; draw: figures, as
+    (folder, table, predictions by model, title), returning their names."""
 
     summary: str
     prepare: str
     read: Callable[[Path, Encoder, FinetuneConfig], dict[str, Table]]
-    score: Callable[[np.ndarray, np.ndarray, tuple[str, ...]], Scores]
+    score: Callable[[np.ndarray, np.ndarray, Table], Scores]
     columns: Sequence[str]
     draw: Callable[[Path, Table, dict[str, np.ndarray], str], list[str]]
     baselines: dict[str, Baseline] = field(default_factory=dict)

@@ -34,12 +34,13 @@ def demo(tmp_path_factory) -> tuple[Path, dict[str, str]]:
     genome = "data/demo/simulated_genome.fa"
     said["shards"] = run(folder, PYTHON, prepare, "shards", "--genome", genome, "--peaks", *peaks)
     said["inspect"] = run(folder, PYTHON, prepare, "inspect")
+    said["promoter"] = run(folder, PYTHON, prepare, "promoter")
     said["pretrain"] = run(
         folder,
         *(str(Path(PYTHON).with_name("deepspeed")), "--num_gpus", "2"),
         *("--master_port", str(29200 + os.getpid() % 300), str(ROOT / "pretrain" / "main.py")),
         *("--ds_config", str(ROOT / "ds_configs" / "zero2_cpu.json"), "--config", "genebert-tiny"),
-        *("--steps", "20", "--eval_every", "10", "--wandb", "offline"),
+        *("--steps", "50", "--eval_every", "25", "--wandb", "offline"),
     )
     said["convert"] = run(folder, PYTHON, str(ROOT / "pretrain" / "convert.py"), "runs/pretrain", "runs/genebert")
     said["finetune"] = run(folder, PYTHON, str(ROOT / "finetune" / "run.py"), "--task", "promoter", "--epochs", "1")
@@ -80,7 +81,7 @@ def test_finetuning_scores_every_model_and_says_that_the_data_are_simulated(demo
 
 def test_the_summary_shows_what_was_measured_and_where_the_figures_are(demo):
     folder, said = demo
-    for word in ("Pre-training: 20 steps", "simulated_genome", "srm/recall_at_1", "pretrained", "linear"):
+    for word in ("Pre-training: 50 steps", "simulated_genome", "srm/recall_at_1", "pretrained", "linear"):
         assert word in said["summary"]
     for figure in ("data/shards.inspect/motifs.png", "runs/pretrain/curves.png", "runs/finetune-promoter/roc_pr.png"):
         assert figure in said["summary"]

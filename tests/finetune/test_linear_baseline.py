@@ -100,5 +100,5 @@ def test_human_promoters_are_told_from_other_sequence(shared_data):
     folder = shared_data / "gue" / "prom" / "prom_core_all"
     train, dev = (read_table(folder / f"{name}.csv", 2, 6) for name in ("train", "dev"))
     rows = np.arange(6000)
-    found = predict(train.take(rows).sequences, train.labels[rows], dev.sequences[:2000], 0)
-    assert roc_auc_score(dev.labels[:2000], found[:, 1]) > 0.80
+    found = predict(train.take(rows).sequence_of_each, train.targets[rows], dev.sequences[:2000], 0)
+    assert roc_auc_score(dev.targets[:2000], found[:, 1]) > 0.80

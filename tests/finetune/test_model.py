@@ -167,6 +167,21 @@ def test_a_nucleotide_is_read_from_the_kmer_over_it(encoder, context):
     assert read.tolist() == over
 
 
+def test_a_nucleotide_is_read_beside_the_binding_of_its_sequence(encoder, labelled):
+    rng = np.random.default_rng(7)
+    examples = replace(labelled([(draw(rng, 28), 0) for _ in range(2)]), binding=rng.random((2, 4)).astype(np.float16))
+    target = Target("nucleotides", ("none", "acceptor", "donor"), positions=8)
+    model = made(encoder, target=target, modality="multimodal").eval()
+    given = batch(encoder, examples, [0, 1]) | {"labels": None}
+    with torch.no_grad():
+        found = model(**given)["logits"]
+        other = model(**given | {"binding": given["binding"].flip(0)})["logits"]
+    assert found.shape == (2, 8, 3)
+    shift = (other - found)[0]
+    torch.testing.assert_close(shift, shift[:1].expand(8, -1))
+    assert shift.abs().min() > 0
+
+
 def test_longer_sequences_than_the_encoder_reads_get_their_positions(encoder):
     model = made(encoder, longest=150).eval()
     table = model.sequence.embeddings.position_embeddings.weight

@@ -2,7 +2,10 @@
 
 import csv
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -213,6 +216,33 @@ def test_a_run_killed_while_it_wrote_can_be_started_again(out, arguments, tmp_pa
     damage(here)
     main([*given, *more])
     assert scores(here)["scratch"] == scores(out)["scratch"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        ["torchrun", "--nproc_per_node", "2"],
+        ["deepspeed", "--num_gpus", "2", "--master_port", str(29500 + os.getpid() % 90)],
+    ],
+    ids=lambda launcher: launcher[0],
+)
+def test_two_processes_train_one_model(arguments, tmp_path, launcher):
+    """Half of each batch on each, so that the batch is the same as one process's."""
+    root = Path(__file__).parents[2]
+    more = ["--batch_size", "8", "--models", "pretrained", "linear", "--out", str(tmp_path / "out")]
+    if launcher[0] == "deepspeed":
+        more += ["--deepspeed", "ds_configs/finetune_zero2.json"]
+    command = [str(Path(sys.executable).with_name(launcher[0])), *launcher[1:], "finetune/run.py", *arguments, *more]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    ended = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.count("240 training rows") == 1
+    found = scores(tmp_path / "out")
+    assert list(found) == ["pretrained", "linear"]
+    assert found["pretrained"]["auc"] > 0.6
+    again = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=300)
+    assert "up to date" in again.stdout
 
 
 def test_dev_is_scored_where_there_is_no_test(arguments, promoters, tmp_path):

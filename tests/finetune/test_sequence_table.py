@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from data_prep.errors import InputError
-from finetune.sequence_table import joined, read_splits, read_table
+from data_prep.labelled_sequences import joined
+from finetune.sequence_table import read_splits, read_table
 
 GOOD = "sequence,label\nACGTACGTAC,0\nTTGACCATGA,1\n"
 
