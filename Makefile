@@ -1,4 +1,5 @@
 # make demo        everything on a simulated atlas: set-up, data, pre-training, conversion, fine-tuning, summary
+# make demo-tasks  the other four tasks, on simulated data of theirs
 # make test        unit tests and short end-to-end runs
 # make clean-demo  forget what the demo made
 
@@ -8,10 +9,12 @@ DEMO_STEPS := 400
 PRETRAINED := runs/pretrain/checkpoints/step-$(shell printf %06d $(DEMO_STEPS))/state.json
 
 .DELETE_ON_ERROR:
-.PHONY: demo test test-slow test-cluster test-cuda lint clean-demo
+.PHONY: demo demo-tasks test test-slow test-cluster test-cuda lint clean-demo
 
 demo: data/shards.inspect/inspect.json runs/finetune-promoter/results.json
 	$(BIN)/python finetune/summary.py
+
+demo-tasks: $(foreach task,tfbs hscr splice expression,runs/finetune-$(task)/results.json)
 
 .venv/installed: requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
@@ -35,8 +38,9 @@ data/shards/manifest.json: | data/peaks/manifest.json
 data/shards.inspect/inspect.json: | data/shards/manifest.json
 	$(BIN)/python data_prep/main.py inspect data/shards
 
-data/promoter/manifest.json: | data/demo/manifest.json
-	$(BIN)/python data_prep/main.py promoter
+data/promoter/manifest.json data/tfbs/manifest.json data/hscr/manifest.json data/splice/manifest.json \
+data/expression/manifest.json: data/%/manifest.json: | data/demo/manifest.json
+	$(BIN)/python data_prep/main.py $*
 
 $(PRETRAINED): | data/shards/manifest.json
 	DS_ACCELERATOR=cpu $(BIN)/deepspeed --num_gpus 2 pretrain/main.py --ds_config ds_configs/zero2_cpu.json --config genebert-tiny \
@@ -45,8 +49,10 @@ $(PRETRAINED): | data/shards/manifest.json
 runs/genebert/genebert.json: | $(PRETRAINED)
 	$(BIN)/python pretrain/convert.py runs/pretrain runs/genebert
 
-runs/finetune-promoter/results.json: | runs/genebert/genebert.json data/promoter/manifest.json
-	$(BIN)/python finetune/run.py --task promoter
+runs/finetune-splice/results.json: MORE = --context 80
+
+runs/finetune-%/results.json: | data/%/manifest.json runs/genebert/genebert.json
+	$(BIN)/python finetune/run.py --task $* $(MORE)
 
 # The second process runs the Triton kernels, in their interpreter, which must be asked for before Python starts.
 test: .venv/installed
@@ -70,4 +76,4 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 
 clean-demo:
-	rm -rf data/demo data/peaks data/shards data/shards.inspect data/promoter runs/pretrain runs/genebert runs/finetune-promoter
+	rm -rf $(foreach task,promoter tfbs hscr splice expression,data/$(task) runs/finetune-$(task)) data/demo data/peaks data/shards data/shards.inspect runs/pretrain runs/genebert
