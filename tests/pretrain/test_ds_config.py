@@ -72,7 +72,7 @@ def test_a_number_that_is_none_is_no_json(altered):
         read_ds_config(str(path))
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "ds_configs").glob("*.json")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted((ROOT / "ds_configs").glob("[!f]*.json")), ids=lambda path: path.stem)
 def test_the_examples_are_taken(path):
     content = read_ds_config(str(path))
     assert with_steps(content, None, str(path)) == (content, content["scheduler"]["params"]["total_num_steps"])
