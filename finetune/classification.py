@@ -1,5 +1,6 @@
 """Tasks of one sequence a row and two classes: promoters, and binding sites of transcription factors."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -58,12 +59,10 @@ PROMOTER = Task(
     draw=draw,
     baselines={"linear": Baseline(linear)},
 )
-TFBS = Task(
+TFBS = replace(
+    PROMOTER,
     summary="binding sites of transcription factors, a table for each peak file: {train,dev,test} of sequence,label",
     prepare="python data_prep/main.py tfbs",
     read=reads(("unbound", "bound")),
-    score=score,
-    columns=metrics.OF_CLASSES,
-    draw=draw,
     baselines={"linear": Baseline(linear), "pwm": Baseline(pwm)},
 )

@@ -16,10 +16,10 @@ import gzip
 import sys
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import TextIO
 
@@ -33,7 +33,7 @@ from data_prep.genome import Genome
 from data_prep.labelled_sequences import checked_sequence, read_rows
 from data_prep.output_folder import check_writable
 from data_prep.promoters import FASTA_SUFFIXES, records
-from finetune.scoring import Scorer
+from finetune.scoring import Scorer, in_batches
 from finetune.variant_effects import score_variants
 
 TABLES, INTERVALS, VARIANTS = (".csv", ".tsv"), (".bed", ".narrowPeak"), (".vcf",)
@@ -142,8 +142,15 @@ def score_sequences(config: PredictConfig, scorer: Scorer, kind: str, file: Text
         columns += ("window_start", "window_end")
     print(*columns, *scorer.outputs[shown], sep="\t", file=file)
     cut = of_nucleotides(scorer) if target.kind == "nucleotides" else of_rows(config.stride, scorer, said)
-    pieces = (piece for ids, codes in whole for piece in cut(ids, codes))
-    for batch in in_batches(tqdm(pieces, desc=config.input, unit="sequence", disable=None), config.batch_size):
+    shortest = scorer.encoder.k or 1
+
+    def pieces() -> Iterator[Piece]:
+        for ids, codes in whole:
+            if len(codes) < shortest:
+                raise InputError(f"{config.input}: {ids[0]}: {len(codes)} bp; the shortest usable is {shortest}")
+            yield from cut(ids, codes)
+
+    for batch in in_batches(tqdm(pieces(), desc=config.input, unit="sequence", disable=None), config.batch_size):
         for piece, found in zip(batch, scorer([piece.sequence for piece in batch]), strict=True):
             if target.kind != "nucleotides":
                 print(*piece.ids, *_numbers(found[shown]), sep="\t", file=file)
@@ -201,6 +208,8 @@ def read_bed(path: Path) -> Iterator[tuple[int, list[str]]]:
                 fields = line.rstrip("\r\n").split("\t")
                 if len(fields) < 3 or not (fields[1].isdecimal() and fields[2].isdecimal()):
                     raise InputError(f"{path}:{number}: no BED line (chromosome, start, end, by tabs): {shown(line)}")
+                if int(fields[1]) >= int(fields[2]):
+                    raise InputError(f"{path}:{number}: {fields[1]} to {fields[2]} is no interval (BED: start < end)")
                 yield number, fields
     except (OSError, UnicodeDecodeError, EOFError, zlib.error) as error:
         raise InputError(f"{path}: cannot be read as BED: {one_line(error)}") from error
@@ -240,12 +249,6 @@ def of_nucleotides(scorer: Scorer) -> Cutter:
             yield Piece(ids, window, first, min(positions, len(codes) - first))
 
     return cut
-
-
-def in_batches(items: Iterable, size: int) -> Iterator[list]:
-    items = iter(items)
-    while batch := list(islice(items, size)):
-        yield batch
 
 
 def _numbers(values: np.ndarray) -> list[str]:

@@ -1,7 +1,9 @@
 """Predictions of a fine-tuned model, of any sequences."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -74,3 +76,10 @@ class Scorer:
         """fp32, of one strand."""
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
             return self.model(**self.batch(sequences, opposite))["logits"].float()
+
+
+def in_batches(items: Iterable, size: int) -> Iterator[list]:
+    """Lists of `size` items, the last one of what is left."""
+    items = iter(items)
+    while batch := list(islice(items, size)):
+        yield batch

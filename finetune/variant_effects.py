@@ -4,7 +4,6 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import TextIO
 
@@ -15,7 +14,7 @@ from data_prep.bases import OTHER, decode, encode
 from data_prep.errors import InputError, one_line
 from data_prep.genome import Genome
 from data_prep.vcf import MAX_MISMATCHES, opened
-from finetune.scoring import Scorer
+from finetune.scoring import Scorer, in_batches
 
 LETTERS = frozenset("ACGTNacgtn")
 
@@ -43,8 +42,8 @@ def score_variants(path: Path, genome: Genome, scorer: Scorer, batch_size: int, 
     outputs = scorer.outputs if target.kind == "values" else scorer.outputs[1:]
     parts = ("gain", "loss") if target.kind == "nucleotides" else ("ref", "alt", "change")
     print("chrom", "pos", "ref", "alt", *(f"{o}_{part}" for o in outputs for part in parts), sep="\t", file=file)
-    found = iter(tqdm(variants(path, genome, scorer.bp, counts), desc=str(path), unit="variant", disable=None))
-    while batch := list(islice(found, batch_size)):
+    found = tqdm(variants(path, genome, scorer.bp, counts), desc=str(path), unit="variant", disable=None)
+    for batch in in_batches(found, batch_size):
         both = scorer([variant.reference for variant in batch] + [variant.alternative for variant in batch])
         both = both[..., -len(outputs) :]
         for variant, reference, alternative in zip(batch, both[: len(batch)], both[len(batch) :], strict=True):

@@ -99,3 +99,24 @@ def labelled() -> Callable[[list[tuple[str, int]]], Examples]:
         return Examples.of_sequences([s for s, _ in rows], np.array([y for _, y in rows], np.int64), Path("rows.csv"))
 
     return of
+
+
+@pytest.fixture
+def refused(request, tmp_path, capsys) -> Callable[..., str]:
+    """Runs the program of the test's module, its `main` with its `arguments`, where it must end with one line on stderr
+    and exit code 2, leaving nothing; gives the line."""
+    arguments = request.getfixturevalue("arguments")
+
+    def run(*changed: object) -> str:
+        out = tmp_path / "refused"
+        with pytest.raises(SystemExit) as exit_:
+            request.module.main([*arguments, "--out", str(out), *map(str, changed)])
+        line = capsys.readouterr().err
+        assert exit_.value.code == 2
+        assert line.startswith("error: ")
+        assert line.endswith("\n")
+        assert line.count("\n") == 1
+        assert not out.exists()
+        return line
+
+    return run

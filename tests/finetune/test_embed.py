@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -200,24 +199,6 @@ def test_the_unimodal_embeddings_may_be_of_another_checkpoint(out, arguments, fo
 
 
 # What is refused.
-
-
-@pytest.fixture
-def refused(tmp_path, capsys, arguments) -> Callable[..., str]:
-    """Runs the program where it must end with one line on stderr and exit code 2, leaving nothing; gives the line."""
-
-    def run(*changed: object) -> str:
-        out = tmp_path / "refused"
-        with pytest.raises(SystemExit) as exit_:
-            main([*arguments, "--out", str(out), *map(str, changed)])
-        line = capsys.readouterr().err
-        assert exit_.value.code == 2
-        assert line.startswith("error: ")
-        assert line.count("\n") == 1
-        assert not out.exists()
-        return line
-
-    return run
 
 
 def test_a_checkpoint_that_lacks_a_part_is_refused(refused, folder, tmp_path):

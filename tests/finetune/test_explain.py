@@ -3,7 +3,6 @@ refuses."""
 
 import json
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -178,24 +177,6 @@ def test_promoters_are_explained_by_distance_from_the_gene_and_named_by_motifs_o
 
 
 # What is refused.
-
-
-@pytest.fixture
-def refused(tmp_path, capsys, arguments) -> Callable[..., str]:
-    """Runs the program where it must end with one line on stderr and exit code 2, leaving nothing; gives the line."""
-
-    def run(*changed: object) -> str:
-        out = tmp_path / "refused"
-        with pytest.raises(SystemExit) as exit_:
-            main([*arguments, "--out", str(out), *map(str, changed)])
-        line = capsys.readouterr().err
-        assert exit_.value.code == 2
-        assert line.startswith("error: ")
-        assert line.count("\n") == 1
-        assert not out.exists()
-        return line
-
-    return run
 
 
 def test_what_does_not_exist_is_refused(refused):

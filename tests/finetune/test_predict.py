@@ -264,6 +264,11 @@ def test_bad_input_is_one_line(promoter_model, write_model, genome, tmp_path, re
     assert "x.csv:3: not a DNA sequence" in refused_prediction(*given, tmp_path / "x.csv")
     assert "x.bed:1: chr1:290-310" in refused_prediction(*given, tmp_path / "x.bed", "--genome", genome.path)
     assert "cannot be read as VCF" in refused_prediction(*given, tmp_path / "x.vcf", "--genome", genome.path)
+    (tmp_path / "short.fa").write_text(">a\nACGT\n>b\nAC\n")
+    (tmp_path / "empty.bed").write_text("chr1\t30\t30\n")
+    assert "short.fa: b: 2 bp; the shortest usable is 3" in refused_prediction(*given, tmp_path / "short.fa")
+    line = refused_prediction(*given, tmp_path / "empty.bed", "--genome", genome.path)
+    assert "empty.bed:1: 30 to 30 is no interval" in line
     assert "no fine-tuned model" in refused_prediction("--model", tmp_path, "--input", tmp_path / "x.fa")
     assert "--batch_size 0" in refused_prediction(*given, tmp_path / "x.fa", "--batch_size", 0)
     people = write_model(Target("classes", ("control", "case")), task="hscr", row_shape=[2, 3])

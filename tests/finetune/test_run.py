@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -47,25 +46,6 @@ def out(tmp_path_factory, arguments) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "all"
     main([*arguments, "--out", str(folder)])
     return folder
-
-
-@pytest.fixture
-def refused(tmp_path, capsys, arguments) -> Callable[..., str]:
-    """Runs the program where it must end with one line on stderr and exit code 2, leaving nothing; gives the line."""
-
-    def run(*changed: object) -> str:
-        out = tmp_path / "refused"
-        with pytest.raises(SystemExit) as exit_:
-            main([*arguments, "--out", str(out), *map(str, changed)])
-        line = capsys.readouterr().err
-        assert exit_.value.code == 2
-        assert line.startswith("error: ")
-        assert line.endswith("\n")
-        assert line.count("\n") == 1
-        assert not out.exists()
-        return line
-
-    return run
 
 
 def test_every_model_is_scored_and_every_file_is_there(out):
