@@ -1,107 +1,22 @@
-"""The tables and figures of the two papers: the runs of each, how its rows are read off their results, and what the
-papers print (GeneBERT: Mo et al. 2021, arXiv 2110.05231; CornBERT: Levy, Xu et al. 2020)."""
+"""The tables and figures of the two papers: the runs of each, and the rows that these give (GeneBERT: Mo et al. 2021,
+arXiv 2110.05231; CornBERT: Levy, Xu et al. 2020)."""
 
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
-from statistics import mean
 
 from finetune.embed import SILHOUETTES
 from finetune.paper_values import PRINTED, REGION_ENCODERS
 from finetune.table_files import Row, Score
 from finetune.table_jobs import Job
+from finetune.table_plan import CLASSIFIED, EXPRESSED, SPLICED, Parts, Plan, by_cell_type, models_of, scores_of
 from finetune.table_runs import MissingDataError, Runs
 
-CLASSIFIED = {"precision": "precision", "recall": "recall", "AUC": "auc"}  # a table's columns, by name in the results
-SPLICED = {"top-k accuracy": "topk", "PR-AUC": "pr_auc"}
-EXPRESSED = {
-    "MSE of log(TPM + 1)": "mse_log",
-    "below the mean, %": "mse_log_reduction",
-    "MAE of TPM": "mae_tpm",
-    "MAE below the mean, %": "mae_tpm_reduction",
-}
 BATCHES = (16, 32, 64, 128, 256, 512)
 LAMBDAS = (0.01, 0.1, 0.5, 1.0, 2.0, 5.0)
 LAMBDA = 0.5  # of all other tables
 WITHOUT_MATCHING = ("--srm_weight", "0")
 MASKED_ALONE = ("--ngsp_weight", "0", *WITHOUT_MATCHING)
-
-
-@dataclass(frozen=True)
-class Part:
-    """Rows that one run's results give. label: of the row that stands for them where there are none; job: the run, or
-    why there can be none; rows: of the results, parsed from the JSON file that the job makes."""
-
-    label: str
-    job: Job | MissingDataError
-    rows: Callable[[dict], list[Row]]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A table before it is made. more: runs that give no rows, such as a figure; caption: lines for below the table."""
-
-    title: str
-    columns: tuple[str, ...]
-    parts: tuple[Part, ...]
-    more: tuple[Job, ...] = ()
-    caption: tuple[str, ...] = ()
-
-    @property
-    def jobs(self) -> list[Job]:
-        return [part.job for part in self.parts if isinstance(part.job, Job)] + list(self.more)
-
-
-@dataclass
-class _Parts:
-    """Collects parts; one whose data are missing stands there with the reason."""
-
-    found: list[Part] = field(default_factory=list)
-
-    def add(self, label: str, job: Callable[[], Job], rows: Callable[[dict], list[Row]]) -> None:
-        try:
-            self.found.append(Part(label, job(), rows))
-        except MissingDataError as missing:
-            self.found.append(Part(label, missing, rows))
-
-
-def scores_of(result: dict, columns: dict[str, str]) -> dict[str, Score]:
-    """One model's scores of finetune/run.py's results, by column of the table."""
-    return {
-        column: Score(result[name], result["std"].get(name), result["seeds"])
-        for column, name in columns.items()
-        if result.get(name) is not None
-    }
-
-
-def models_of(
-    labels: dict[str, str], columns: dict[str, str], printed: dict[str, dict[str, str]] | None = None
-) -> Callable[[dict], list[Row]]:
-    """Rows of finetune/run.py's results: one for each table of it and each model of `labels` (model: label). printed:
-    by model."""
-
-    def rows(results: dict) -> list[Row]:
-        tables = results["tables"]
-        return [
-            Row(
-                label if len(tables) == 1 else f"{name.replace('_', ' ')}: {label}",
-                scores_of(table["scores"][model], columns),
-                (printed or {}).get(model, {}),
-                _collapse(table["scores"][model]),
-            )
-            for name, table in tables.items()
-            for model, label in labels.items()
-        ]
-
-    return rows
-
-
-def _collapse(score: dict) -> str:
-    """Names a classifier that predicts one class throughout."""
-    collapsed = score.get("collapsed")
-    return f"predicts one class throughout in {collapsed} of {score['seeds']} seeds" if collapsed else ""
 
 
 def base(runs: Runs, steps: int | None = None) -> Job:
@@ -122,10 +37,10 @@ def floors(runs: Runs, task: str, *models: str, data: str | None = None) -> Job:
 
 def promoter_parts(
     runs: Runs, pretrainings: Iterable[tuple[str, Callable[[], Job], dict[str, str]]], probing: bool = True
-) -> _Parts:
+) -> Parts:
     """A row of the promoters for each pre-training, by (label, job, what is printed). probing: by the scale's arguments
     for where pre-trainings are compared."""
-    parts = _Parts()
+    parts = Parts()
     arguments, kind = (runs.scale.probing, "probe") if probing and runs.scale.probing else ((), "promoter")
     for label, job, printed in pretrainings:
 
@@ -166,8 +81,8 @@ def of_dnabert(runs: Runs) -> Job:
     return runs.finetuned("promoter", runs.data / "dnabert", "promoter-dnabert", ["pretrained"])
 
 
-def _binding_parts(runs: Runs, rows: Callable[..., Callable[[dict], list[Row]]]) -> _Parts:
-    parts = _Parts()
+def _binding_parts(runs: Runs, rows: Callable[..., Callable[[dict], list[Row]]]) -> Parts:
+    parts = Parts()
     for label, job, models in (
         ("GeneBERT", lambda: runs.finetuned("tfbs", base(runs), "tfbs-all", ["pretrained"]), ("pretrained",)),
         (
@@ -208,22 +123,8 @@ def table6(runs: Runs) -> Plan:
     return Plan("Table 6: binding sites by cell and tissue type", tuple(CLASSIFIED), parts)
 
 
-def by_cell_type(results: dict, labels: dict[str, str]) -> list[Row]:
-    """Means over a cell type's tables, whose names are CELL_FACTOR; without a spread, which is known of each alone."""
-    groups: dict[str, list[dict]] = {}
-    for name, table in results["tables"].items():
-        groups.setdefault(name.rpartition("_")[0] or name, []).append(table["scores"])
-    rows = []
-    for cell_type, tables in groups.items():
-        for model, label in labels.items():
-            each = [scores_of(scores[model], CLASSIFIED) for scores in tables]
-            means = {name: Score(mean(one[name].mean for one in each), None, each[0][name].n) for name in CLASSIFIED}
-            rows.append(Row(f"{cell_type.replace('_', ' ')} ({len(each)}): {label}", means))
-    return rows
-
-
 def table3(runs: Runs) -> Plan:
-    parts = _Parts()
+    parts = Parts()
     for data, name in (("hscr", "HSCR-RET"), ("hscr_long", "HSCR-RET-Long")):
         printed = {"pretrained": PRINTED.get(name, {})}
 
@@ -241,7 +142,7 @@ def table3(runs: Runs) -> Plan:
 
 
 def table4(runs: Runs) -> Plan:
-    parts = _Parts()
+    parts = Parts()
     for context in runs.scale.contexts:
 
         def fine_tuned(context: int = context) -> Job:
@@ -255,7 +156,7 @@ def table4(runs: Runs) -> Plan:
 
 
 def table5(runs: Runs) -> Plan:
-    parts = _Parts()
+    parts = Parts()
 
     def untrained() -> Job:
         if not runs.scale.probing:
@@ -319,7 +220,7 @@ def table8(runs: Runs) -> Plan:
 
 
 def figure2(runs: Runs) -> Plan:
-    parts = _Parts()
+    parts = Parts()
 
     def embedded() -> Job:
         both, alone = base(runs), masked_alone(runs)
@@ -349,7 +250,7 @@ def figure2(runs: Runs) -> Plan:
 
 
 def cornbert(runs: Runs) -> Plan:
-    parts = _Parts()
+    parts = Parts()
     names = {"pretrained": "CornBERT"}
     floors_ = {
         "mean": "constant mean",
@@ -412,15 +313,3 @@ TABLES: dict[str, Callable[[Runs], Plan]] = {
     "figure2": figure2,
     "cornbert": cornbert,
 }
-
-
-def rows_of(plan: Plan, failures: dict[Job, str]) -> list[Row]:
-    """The rows of a plan whose jobs have run. failures: of those that failed, why."""
-    rows: list[Row] = []
-    for part in plan.parts:
-        why = str(part.job) if isinstance(part.job, MissingDataError) else failures.get(part.job)
-        if why:
-            rows.append(Row(part.label, dict.fromkeys(plan.columns), note=why))
-        else:
-            rows += part.rows(json.loads(Path(part.job.makes).read_text()))
-    return rows

@@ -23,9 +23,10 @@ from transformers import HfArgumentParser
 
 from data_prep.errors import InputError, ends_on_input_error
 from data_prep.output_folder import check_writable, write_json
-from finetune.paper_tables import TABLES, Plan, rows_of
+from finetune.paper_tables import TABLES
 from finetune.table_files import PaperTable, commit, machine, markdown, write
 from finetune.table_jobs import Job, in_order, run
+from finetune.table_plan import Plan, rows_of
 from finetune.table_runs import CALCULATED_MFU, LAUNCHER, SCALES, SIMULATED, Runs
 
 ALL = "all"

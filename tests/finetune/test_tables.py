@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from finetune import tables
-from finetune.paper_tables import LAMBDAS, TABLES, Part, Plan, by_cell_type, models_of, rows_of
+from finetune.paper_tables import LAMBDAS, TABLES
 from finetune.paper_values import REGION_ENCODERS
 from finetune.table_files import Score, read_csv
 from finetune.table_jobs import ROOT, Job, in_order
+from finetune.table_plan import Part, Plan, by_cell_type, models_of, rows_of
 from finetune.table_runs import PAPER, SMALL, MissingDataError, Runs, model_config
 from pretrain.flops import model_flops
 from pretrain.model import region_encoder, region_width
