@@ -12,7 +12,6 @@ from finetune.table_jobs import Job
 from finetune.table_plan import CLASSIFIED, EXPRESSED, SPLICED, Parts, Plan, by_cell_type, models_of, scores_of
 from finetune.table_runs import MissingDataError, Runs
 
-BATCHES = (16, 32, 64, 128, 256, 512)
 LAMBDAS = (0.01, 0.1, 0.5, 1.0, 2.0, 5.0)
 LAMBDA = 0.5  # of all other tables
 WITHOUT_MATCHING = ("--srm_weight", "0")
@@ -196,25 +195,21 @@ def table7(runs: Runs) -> Plan:
 
 
 def table8(runs: Runs) -> Plan:
-    steps, few = runs.scale.steps_of_many, runs.scale.steps_of_batches
+    steps = runs.scale.steps_of_many
 
     def of_batch(batch: int) -> Job:
         if batch == runs.scale.batch:
-            return base(runs, few)
-        return runs.pretrained(f"batch-{batch}", steps=few, batch=batch)
+            return base(runs, steps)
+        return runs.pretrained(f"batch-{batch}", steps=steps, batch=batch)
 
     def of_lambda(weight: float) -> Job:
         if weight == LAMBDA:
             return base(runs, steps)
         return runs.pretrained(f"lambda-{weight:g}", "--srm_weight", f"{weight:g}", steps=steps)
 
-    rows = [(f"batch {batch}", partial(of_batch, batch), {}) for batch in BATCHES]
+    rows = [(f"batch {batch}", partial(of_batch, batch), {}) for batch in runs.scale.batches]
     rows += [(f"lambda {weight:g}", partial(of_lambda, weight), {}) for weight in LAMBDAS]
-    caption = (
-        f"Pre-training of each: {few:,} steps where the batch varies, {steps:,} where lambda does",
-        "lambda: weight of sequence-region matching",
-        *probed(runs),
-    )
+    caption = (f"Pre-training of each: {steps:,} steps", "lambda: weight of sequence-region matching", *probed(runs))
     found = tuple(promoter_parts(runs, rows).found)
     return Plan("Table 8: batch size and lambda, on promoters", tuple(CLASSIFIED), found, caption=caption)
 
