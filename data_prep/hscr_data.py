@@ -98,6 +98,8 @@ def run(config: HscrConfig) -> None:
     regions = read_locus(Path(config.regions), genome, config.long, counts)
     genotypes = read_genotypes(vcfs, regions, genome, set(phenotypes.people["sample"]))
     locus = over_regions(genotypes, regions, genome)
+    if len(locus.haplotypes) == len(regions):
+        raise InputError("no two people differ in the regions of the locus; give more regions, or --long to widen them")
     people = phenotypes.people.set_index("sample").loc[genotypes.samples].reset_index()
     counts |= genotypes.counts | locus.counts
     counts["people"], counts["of unknown status"] = len(people), phenotypes.unknown
@@ -208,10 +210,16 @@ def print_input(counts: Counter, phenotypes: Phenotypes, config: HscrConfig) -> 
     """What was read, what was left out, and what was assumed."""
     columns = ", ".join(f"{what} in {column!r}" for what, column in phenotypes.columns.items())
     print(f"{config.phenotypes}: {columns}; {phenotypes.coding}")
-    for what, fates in LEFT_OUT.items():
-        gone = [f"{counts[name]:,} {words}" for name, words in fates.items() if counts[name]]
-        read = f" of {counts['records']:,} records" if what == "sites" else ""
-        print(f"{what}: {counts[what]:,} used{read}; left out: {', '.join(gone) or 'none'}")
-    for name, words in ASSUMED.items():
-        if counts[name]:
-            print(f"{counts[name]:,} {words}")
+    print("\n".join([*(used(counts, what) for what in LEFT_OUT), *assumed(counts)]))
+
+
+def used(counts: Counter, what: str) -> str:
+    """How many people, regions or sites were used, and how many left out for what reason."""
+    gone = [f"{counts[name]:,} {words}" for name, words in LEFT_OUT[what].items() if counts[name]]
+    read = f" of {counts['records']:,} records" if what == "sites" else ""
+    return f"{what}: {counts[what]:,} used{read}; left out: {', '.join(gone) or 'none'}"
+
+
+def assumed(counts: Counter) -> list[str]:
+    """What was assumed of genotypes and alleles, a line for each assumption that had to be made."""
+    return [f"{counts[name]:,} {words}" for name, words in ASSUMED.items() if counts[name]]

@@ -75,8 +75,28 @@ def names_of(regions: Regions) -> list[str]:
     return [f"{regions.names[chromosome]}:{start}-{end}" for chromosome, start, end in rows]
 
 
+def regions_named(names: list[str], genome: Genome) -> Regions:
+    """The regions that `names_of` gave these names, in their order, on a FASTA that may name chromosomes otherwise.
+
+    Raises `InputError` where the FASTA lacks one.
+    """
+    order = {name: index for index, name in enumerate(genome.lengths)}
+    rows = []
+    for name in names:
+        chromosome, _, span = name.rpartition(":")
+        start, end = map(int, span.split("-"))
+        resolved = genome.resolve(chromosome)
+        if resolved is None or end > genome.lengths[resolved]:
+            raise InputError(
+                f"{genome.path}: does not have {name}, a region of the locus; give the FASTA of its assembly"
+            )
+        rows.append((order[resolved], start, end))
+    chromosomes, starts, ends = zip(*rows, strict=True)
+    return Regions(np.array(chromosomes, np.int32), np.array(starts), np.array(ends), tuple(genome.lengths))
+
+
 def over_regions(genotypes: Genotypes, regions: Regions, genome: Genome) -> Locus:
-    """The haplotypes of everybody over every region. Raises `InputError` where no two people differ in any."""
+    """The haplotypes of everybody over every region."""
     sites = genotypes.sites
     changes = [[None if alt is None else change(site.position, site.ref, alt) for alt in site.alts] for site in sites]
     counts, taken, found = Counter(), set(), []
@@ -105,8 +125,6 @@ def over_regions(genotypes: Genotypes, regions: Regions, genome: Genome) -> Locu
         counts["overlapping"] += one.overlapping
         counts["deleted"] += one.deleted
         found.append((name, one))
-    if not any(len(one.sequences) > 1 for _, one in found):
-        raise InputError("no two people differ in the regions of the locus; give more regions, or --long to widen them")
 
     copies = {
         (site, allele): (genotypes.alleles[site] == allele + 1).sum(axis=1)

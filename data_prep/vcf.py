@@ -53,9 +53,15 @@ class Genotypes:
     counts: Counter
 
 
+def samples_of(path: Path) -> list[str]:
+    """The people of a VCF. Raises `InputError` where there are none, or no genotypes."""
+    with _with_genotypes(path) as file:
+        return list(file.header.samples)
+
+
 def read_genotypes(paths: list[Path], regions: Regions, genome: Genome, wanted: set[str]) -> Genotypes:
     """The genotypes of the `wanted` samples that all files have, in the first file's order, at the sites that lie over
-    any of `regions` (placed on `genome`, sorted, none overlapping).
+    any of `regions` (placed on `genome`, those of a chromosome sorted, none overlapping).
 
     As written, a genotype's first allele is taken for haplotype 1 whether it is phased or not. A missing allele is
     taken as REF, a haploid call as two equal alleles. Raises `InputError` for a file that is no VCF with genotypes, for
@@ -218,7 +224,7 @@ def _check_assembly(paths: list[Path], genome: Genome, counts: Counter, mismatch
     if not counts["in the regions"]:
         raise InputError(
             f"{where}: none of {counts['records']:,} records lies in the regions ({counts['off the FASTA']:,} on "
-            f"chromosomes that {genome.path} lacks); give the regions of the locus that the VCF covers"
+            f"chromosomes that {genome.path} lacks); give a VCF that covers them, and their genome's FASTA"
         )
     checked = counts["in the regions"] - counts["filtered"]
     if len(mismatched) > MAX_MISMATCHES * checked:

@@ -33,10 +33,10 @@ class Explained:
     def __call__(self, sequences: list[str]) -> np.ndarray:
         """float64 [n]."""
         parts = [sequences[first : first + self.batch_size] for first in range(0, len(sequences), self.batch_size)]
-        found = [
-            torch.stack([self.of(self.scorer.logits(part, opposite)) for opposite in self.strands]).mean(0).double()
-            for part in parts
-        ]
+        found = []
+        for examples in map(self.scorer.examples, parts):
+            of_strands = [self.of(self.scorer.logits(examples, opposite)) for opposite in self.scorer.strands]
+            found.append(torch.stack(of_strands).mean(0).double())
         return torch.cat(found).cpu().numpy()
 
     def of(self, logits: torch.Tensor) -> torch.Tensor:
@@ -52,11 +52,6 @@ class Explained:
         name = self.scorer.outputs[self.output]
         return name if self.scorer.model.target.kind == "values" else f"logit of {name}"
 
-    @property
-    def strands(self) -> tuple[bool, ...]:
-        """Whether each strand that the model reads is the opposite one."""
-        return (False, True) if self.scorer.about["both_strands"] else (False,)
-
 
 def attention(explained: Explained, sequence: str) -> np.ndarray:
     """How much the last layer attends to each base: `token_attention`, spread."""
@@ -71,7 +66,8 @@ def gradients(explained: Explained, sequence: str) -> np.ndarray:
 def token_attention(explained: Explained, sequence: str) -> np.ndarray:
     """The last layer's attention to each token, float64 [tokens], of sum 1: the mean over heads and over all tokens,
     whose mean the head reads."""
-    model, batch = explained.scorer.model, explained.scorer.batch([sequence])
+    scorer = explained.scorer
+    model, batch = scorer.model, scorer.batch(scorer.examples([sequence]))
     fast = model.sequence.config._attn_implementation
     model.sequence.set_attn_implementation("eager")
     try:
@@ -93,7 +89,7 @@ def integrated_gradients(explained: Explained, sequence: str) -> np.ndarray:
     """
     scorer = explained.scorer
     words = scorer.model.sequence.embeddings.word_embeddings
-    batch = scorer.batch([sequence])
+    batch = scorer.batch(scorer.examples([sequence]))
     with torch.no_grad():
         end, start = words(batch["input_ids"]), words(masked(scorer.encoder.tokens, batch["input_ids"]))
     points, weights = np.polynomial.legendre.leggauss(STEPS)
@@ -158,7 +154,7 @@ def location(explained: Explained, sequence: str, longest: int = LONGEST_MER) ->
 def of_bases(of_tokens: Callable[[Explained, str], np.ndarray], explained: Explained, sequence: str) -> np.ndarray:
     """Scores of bases from those of tokens, float64 [bp], the mean over the strands that the model reads."""
     scorer, found = explained.scorer, []
-    for opposite in explained.strands:
+    for opposite in scorer.strands:
         read = decode(reverse_complement(encode(sequence))) if opposite else sequence
         spans = token_spans(scorer.encoder.tokens, read, scorer.about["longest"])
         scores = spread(of_tokens(explained, read), spans, len(read))

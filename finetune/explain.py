@@ -181,6 +181,11 @@ def output_of(config: ExplainConfig, scorer: Scorer, checkpoint: Path) -> int:
     without such an output."""
     if scorer.about["task"] != config.task:
         raise InputError(f"{checkpoint}: a model of {scorer.about['task']}; give --task {scorer.about['task']}")
+    if scorer.reads_people:
+        raise InputError(
+            f"{checkpoint}: reads people, not sequences; to explain an allele, score people with and without it: "
+            f"python finetune/predict.py --model {checkpoint} --input VCF --genome FASTA"
+        )
     if scorer.model.target.kind == "nucleotides":
         raise InputError(
             f"{checkpoint}: predicts each nucleotide of a sequence; only predictions of whole ones are explained"

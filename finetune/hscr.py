@@ -4,7 +4,9 @@ Reads what `data_prep/main.py hscr` wrote. A region longer than the encoder read
 that no variant is lost; each window has the binding of its whole region.
 """
 
+import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -76,15 +78,27 @@ class Locus:
         lengths = np.array([len(sequence) for sequence in self.sequences])
         return [int(lengths[self.regions == region].max()) for region in range(self.n_regions)]
 
+    def n_windows(self, most: int | None, overlap: int) -> list[int]:
+        """Into how many windows each region is cut, so that none of a haplotype's is longer than `most` bp."""
+        return [1 if most is None else -(-(longest - overlap) // (most - overlap)) for longest in self.longest]
+
     def windows(self, most: int | None, overlap: int) -> list[list[str]]:
         """Each haplotype in windows of at most `most` bp, as many for all of a region, with `overlap` bp in common
         with the next one; whole where `most` is None."""
-        found = []
-        for region, sequence in zip(self.regions.tolist(), self.sequences, strict=True):
-            n = 1 if most is None else -(-(self.longest[region] - overlap) // (most - overlap))
-            cuts = [(len(sequence) - overlap) * i // n for i in range(n + 1)]
-            found.append([sequence[cuts[i] : cuts[i + 1] + overlap] for i in range(n)])
-        return found
+        n = self.n_windows(most, overlap)
+        return [cut(one, n[region], overlap) for region, one in zip(self.regions.tolist(), self.sequences, strict=True)]
+
+    def about(self, most: int | None, overlap: int) -> dict:
+        """What a model must know of the locus to read other people there: regions (0-based half-open), windows of each,
+        the assembly's name and what it reads in the regions, and the alleles that the people here carry."""
+        first = [int(np.argmax(self.regions == region)) for region in range(self.n_regions)]
+        return {
+            "genome": self.manifest["genome"]["name"],
+            "regions": self.manifest["regions"],
+            "windows": self.n_windows(most, overlap),
+            "reference": reference_digest(self.sequences[number] for number in first),
+            "alleles": self.manifest["alleles"],
+        }
 
     def binding(self, encoder: Encoder) -> np.ndarray:
         """float16 [n_haplotypes, n_motifs], in the order of the checkpoint's motifs: as it was prepared, or scanned
@@ -97,43 +111,74 @@ class Locus:
         return encoder.scanner.scan([encode(sequence) for sequence in self.sequences])
 
 
+@dataclass(frozen=True)
+class Windows:
+    """The distinct windows of haplotypes. sequences: letters; of_each: of each haplotype the numbers of its windows;
+    binding: float16 [n_windows, n_motifs], that of the whole haplotype, None of a model of sequences alone."""
+
+    sequences: list[str]
+    of_each: list[list[int]]
+    binding: np.ndarray | None
+
+    @classmethod
+    def of(cls, windows: list[list[str]], binding: np.ndarray | None) -> "Windows":
+        """windows: of each haplotype; binding: [n_haplotypes, n_motifs]."""
+        pool: dict[tuple[str, int | None], int] = {}  # a window, and the haplotype that its binding is of
+        of_each = [
+            [pool.setdefault((window, None if binding is None else haplotype), len(pool)) for window in of_one]
+            for haplotype, of_one in enumerate(windows)
+        ]
+        of_windows = None if binding is None else binding[[haplotype for _, haplotype in pool]]
+        return cls([window for window, _ in pool], of_each, of_windows)
+
+    def rows(self, people: list[list[list[int]]]) -> np.ndarray:
+        """int32 [n, 2, windows of all regions], of both copies' haplotypes by number, a number for each region."""
+        return np.array(
+            [[[number for i in copy for number in self.of_each[i]] for copy in person] for person in people], np.int32
+        )
+
+
+def cut(sequence: str, n: int, overlap: int) -> list[str]:
+    """n windows of about one length, each with `overlap` bp in common with the next one."""
+    cuts = [(len(sequence) - overlap) * i // n for i in range(n + 1)]
+    return [sequence[cuts[i] : cuts[i + 1] + overlap] for i in range(n)]
+
+
+def window_limits(encoder: Encoder) -> tuple[int | None, int]:
+    """bp of a window at most, and those that it has in common with the next one, so that each k-mer stands in one. None
+    and 0 for an encoder whose tokens are no k-mers."""
+    return (encoder.longest + encoder.k - 3, encoder.k - 1) if encoder.k else (None, 0)
+
+
+def reference_digest(sequences: Iterable[str]) -> str:
+    """Hexadecimal sha256 of the reference's letters in the regions of a locus."""
+    return hashlib.sha256("\n".join(sequences).encode()).hexdigest()
+
+
 def read(folder: Path, encoder: Encoder, config: FinetuneConfig) -> dict[str, Table]:
     """The people of a folder. Raises `InputError` where it is not as the data preparation wrote it."""
     files = split_files(folder)
     locus = Locus.at(folder, files)
     multimodal = config.modality == "multimodal"
-    binding = locus.binding(encoder) if multimodal else None
-    most, overlap = (encoder.longest + encoder.k - 3, encoder.k - 1) if encoder.k else (None, 0)
-    pool: dict[tuple[str, int | None], int] = {}  # a window, and the haplotype that its binding is of
-    numbers = [
-        [pool.setdefault((window, haplotype if multimodal else None), len(pool)) for window in windows]
-        for haplotype, windows in enumerate(locus.windows(most, overlap))
-    ]
-    sequences = [window for window, _ in pool]
-    of_windows = None if binding is None else binding[[haplotype for _, haplotype in pool]]
-    splits = {name: read_people(path, numbers, sequences, of_windows) for name, path in files.items()}
+    limits = window_limits(encoder)
+    windows = Windows.of(locus.windows(*limits), locus.binding(encoder) if multimodal else None)
+    splits = {name: read_people(path, windows) for name, path in files.items()}
     target = Target("classes", CLASSES, regions=splits["train"].rows.shape[2])
-    return {"": Table(splits, target, max(map(len, sequences)))}
+    return {"": Table(splits, target, max(map(len, windows.sequences)), {"locus": locus.about(*limits)})}
 
 
-def read_people(path: Path, numbers: list[list[int]], sequences: list[str], binding: np.ndarray | None) -> Examples:
-    """One split. numbers: of each haplotype's windows in the pool `sequences`; binding: of those, by number."""
+def read_people(path: Path, windows: Windows) -> Examples:
+    """One split."""
     people = [row for _, row in read_rows(path, ("sample", "label", "haplotype_1", "haplotype_2", "genotypes"))]
-    rows = [
-        [
-            [number for i in row[copy].split(",") for number in numbers[int(i)]]
-            for copy in ("haplotype_1", "haplotype_2")
-        ]
-        for row in people
-    ]
+    copies = [[list(map(int, row[copy].split(","))) for copy in ("haplotype_1", "haplotype_2")] for row in people]
     return Examples(
-        sequences,
-        np.array(rows, np.int32),
+        windows.sequences,
+        windows.rows(copies),
         np.array([int(row["label"]) for row in people], np.int64),
         [row["sample"] for row in people],
         path,
         features=np.array([[int(digit) for digit in row["genotypes"]] for row in people], np.float32),
-        binding=binding,
+        binding=windows.binding,
     )
 
 

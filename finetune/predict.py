@@ -3,12 +3,14 @@
     python finetune/predict.py --model runs/finetune-promoter/pretrained --input sequences.fa
     python finetune/predict.py --model runs/finetune-tfbs/K562_CTCF/pretrained --input peaks.bed --genome hg19.fa
     python finetune/predict.py --model runs/finetune-promoter/pretrained --input variants.vcf.gz --genome hg19.fa
+    python finetune/predict.py --model runs/finetune-hscr/pretrained --input cohort.vcf.gz --genome hg19.fa
 
 --input is FASTA, a CSV or TSV with a column `sequence`, BED (intervals, read on their strand) or VCF, gzipped or not,
 of any size. The output is a TSV: what identifies a row, then the probability of each class but the first, or each
 value; of a model of nucleotides, a line for each nucleotide that is likely not of the first class. A VCF gives a line
 for each alternative allele: the prediction with the reference, with the allele, and the change; of a model of
-nucleotides, the largest gain and loss of each class around it.
+nucleotides, the largest gain and loss of each class around it. Of a model of hscr, a VCF gives a line for each person,
+over the regions that the model was trained on; sites that it does not list are taken as the reference.
 """
 
 import argparse
@@ -33,6 +35,7 @@ from data_prep.genome import Genome
 from data_prep.labelled_sequences import checked_sequence, read_rows
 from data_prep.output_folder import check_writable
 from data_prep.promoters import FASTA_SUFFIXES, records
+from finetune.people import score_people
 from finetune.scoring import Scorer, in_batches
 from finetune.variant_effects import score_variants
 
@@ -55,7 +58,7 @@ class PredictConfig:
     threshold: float = field(
         default=0.1, metadata={"help": "Of nucleotides: those with a class but the first at least so probable."}
     )
-    batch_size: int = field(default=128, metadata={"help": "Sequences in a batch."})
+    batch_size: int = field(default=128, metadata={"help": "Sequences, or people, in a batch."})
     bf16: bool = field(default=False, metadata={"help": "Compute in bf16."})
     overwrite: bool = field(default=False, metadata={"help": "Replace the file --out."})
 
@@ -90,9 +93,12 @@ def run(config: PredictConfig) -> None:
             raise InputError(f"--{name} {getattr(config, name)}: give at least 1")
     kind = kind_of(config)
     scorer = Scorer.of(Path(config.model), config.bf16)
+    if scorer.reads_people and kind not in VARIANTS:
+        raise InputError(f"--input {config.input}: {config.model} scores people; give a VCF of their genotypes")
     with output(config) as file:
         if kind in VARIANTS:
-            score_variants(Path(config.input), Genome(config.genome), scorer, config.batch_size, file)
+            score = score_people if scorer.reads_people else score_variants
+            score(Path(config.input), Genome(config.genome), scorer, config.batch_size, file)
         else:
             score_sequences(config, scorer, kind, file)
 

@@ -318,6 +318,7 @@ def fine_tuned(pretrained: bool, unit: Unit, encoder: Encoder, keep: Path) -> np
                 bp=table.bp,
                 both_strands=config.rc,
                 row_shape=list(table.train.rows.shape[1:]),
+                **table.about,
             )
         shutil.rmtree(unit.folder / "training", ignore_errors=True)
     return found

@@ -1,4 +1,4 @@
-"""Predictions of a fine-tuned model, of any sequences."""
+"""Predictions of a fine-tuned model, of any sequences or rows of several."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -10,7 +10,6 @@ import numpy as np
 import torch
 
 from data_prep.bases import encode
-from data_prep.errors import InputError
 from finetune.encoder import Encoder
 from finetune.examples import Examples
 from finetune.model import TaskModel, load
@@ -19,7 +18,7 @@ from finetune.training import Collator, Row
 
 @dataclass(frozen=True)
 class Scorer:
-    """A fine-tuned model that reads sequences, a row each. about: of its task.json."""
+    """A fine-tuned model, ready to read. about: of its task.json."""
 
     model: TaskModel
     encoder: Encoder
@@ -30,13 +29,8 @@ class Scorer:
     @classmethod
     def of(cls, folder: Path, bf16: bool = False) -> "Scorer":
         """The model that finetune/run.py saved in a folder, on the GPU where there is one. Raises `InputError` where it
-        cannot be read, or is of a task whose rows are more than a sequence."""
+        cannot be read."""
         model, encoder, about = load(folder)
-        if about["row_shape"] != [1, 1]:
-            raise InputError(
-                f"{folder}: a model of {about['task']}, which scores people, not sequences; score them with: "
-                f"python finetune/run.py --task {about['task']}"
-            )
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         return cls(model.to(device), encoder, about, device, bf16)
 
@@ -49,33 +43,51 @@ class Scorer:
         """Length of the longest sequence that it was trained on; of nucleotides, of every sequence."""
         return self.about["bp"]
 
+    @property
+    def reads_people(self) -> bool:
+        """Whether a row is a person, both haplotypes over a locus, and no single sequence."""
+        return self.about["row_shape"] != [1, 1]
+
     @cached_property
     def collator(self) -> Collator:
-        return Collator(self.encoder.tokens, self.about["longest"])
+        # A window of new people may be longer than any that was trained on.
+        return Collator(self.encoder.tokens, self.encoder.longest if self.reads_people else self.about["longest"])
 
-    def batch(self, sequences: list[str], opposite: bool = False) -> dict[str, torch.Tensor]:
+    def examples(self, sequences: list[str]) -> Examples:
+        """Rows of one sequence each, their binding scanned where the model reads it."""
+        found = Examples.of_sequences(sequences, np.zeros(len(sequences), np.int64), Path())
+        if self.model.region is None:
+            return found
+        return replace(found, binding=self.encoder.scanner.scan(list(map(encode, sequences))))
+
+    def batch(self, examples: Examples, opposite: bool = False) -> dict[str, torch.Tensor]:
         """What the model takes, on its device."""
-        examples = Examples.of_sequences(sequences, np.zeros(len(sequences), np.int64), Path())
-        if self.model.region is not None:
-            examples = replace(examples, binding=self.encoder.scanner.scan(list(map(encode, sequences))))
-        made = self.collator([Row(examples, number, opposite) for number in range(len(sequences))])
+        made = self.collator([Row(examples, number, opposite) for number in range(len(examples))])
         del made["labels"]
         return {name: tensor.to(self.device) for name, tensor in made.items()}
 
-    @torch.no_grad()
+    @property
+    def strands(self) -> tuple[bool, ...]:
+        """Of each strand that the model reads, whether it is the opposite one."""
+        return (False, True) if self.about["both_strands"] else (False,)
+
     def __call__(self, sequences: list[str]) -> np.ndarray:
+        """`of_rows` of one sequence each."""
+        return self.of_rows(self.examples(sequences))
+
+    @torch.no_grad()
+    def of_rows(self, examples: Examples) -> np.ndarray:
         """Probabilities of classes, or values: float64 [n, outputs], of nucleotides [n, positions, outputs]; the mean
         over both strands where the model was trained so."""
-        strands = (False, True) if self.about["both_strands"] else (False,)
-        found = [self.logits(sequences, opposite).double() for opposite in strands]
+        found = [self.logits(examples, opposite).double() for opposite in self.strands]
         if self.model.target.kind != "values":
             found = [logits.softmax(-1) for logits in found]
         return torch.stack(found).mean(0).cpu().numpy()
 
-    def logits(self, sequences: list[str], opposite: bool = False) -> torch.Tensor:
+    def logits(self, examples: Examples, opposite: bool = False) -> torch.Tensor:
         """fp32, of one strand."""
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
-            return self.model(**self.batch(sequences, opposite))["logits"].float()
+            return self.model(**self.batch(examples, opposite))["logits"].float()
 
 
 def in_batches(items: Iterable, size: int) -> Iterator[list]:

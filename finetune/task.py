@@ -19,12 +19,13 @@ class Table:
     """One table of a task, scored as one row of the results.
 
     splits: train, and dev or test or both; target: what is predicted of a row; bp: of a sequence that a model is to
-    read, at most.
+    read, at most; about: what a saved model must know besides to read new input, for its task.json.
     """
 
     splits: dict[str, Examples]
     target: Target
     bp: int
+    about: dict = field(default_factory=dict)
 
     @property
     def evaluated_on(self) -> str:

@@ -9,6 +9,8 @@ import pytest
 import timm
 import torch
 
+from data_prep import main as data_prep
+from data_prep.motifs import load_motifs
 from finetune.examples import Examples
 from pretrain.config import ModelConfig
 from pretrain.convert import write_tokenizer
@@ -17,6 +19,10 @@ from pretrain.model import GeneBERT
 K = 3
 MAX_TOKENS = 64
 MOTIFS = ["MA0139.1", "MA0035.3", "MA0080.4", "MA0108.2"]
+N_PEOPLE = 160  # of the cohort
+REGIONS = [(100, 150), (300, 440)]  # the second is longer than the checkpoint reads
+SITES = [(120, "T"), (140, "+ACGTACG"), (310, "A"), (390, "-"), (430, "C")]
+CAUSAL = 2
 
 
 @pytest.fixture(scope="session")
@@ -120,3 +126,44 @@ def refused(request, tmp_path, capsys) -> Callable[..., str]:
         return line
 
     return run
+
+
+@pytest.fixture(scope="session")
+def cohort(checkpoint, tmp_path_factory) -> tuple[list[str], np.ndarray]:
+    """Arguments that prepare people over two regions, and their alleles [N_PEOPLE, 2, sites]; status follows the third
+    site's, with some noise."""
+    folder = tmp_path_factory.mktemp("cohort")
+    rng = np.random.default_rng(2)
+    sequence = "".join(rng.choice(list("ACGT"), 600))
+    alleles = rng.integers(0, 2, size=(N_PEOPLE, 2, len(SITES)))
+    status = alleles[:, :, CAUSAL].sum(axis=1) + rng.normal(0, 0.4, N_PEOPLE) > 1
+    names = [f"p{i}" for i in range(N_PEOPLE)]
+    lines = ["##fileformat=VCFv4.2", '##FORMAT=<ID=GT,Number=1,Type=String,Description="Genotype">']
+    lines.append("\t".join(["#CHROM", "POS", "ID", "REF", "ALT", "QUAL", "FILTER", "INFO", "FORMAT", *names]))
+    for number, (position, alt) in enumerate(SITES):
+        ref = sequence[position : position + (3 if alt == "-" else 1)]
+        alt = {"-": ref[0], "+": ref + alt[1:]}.get(alt[0], "G" if alt == ref else alt)
+        calls = [f"{first}|{second}" for first, second in alleles[:, :, number].tolist()]
+        lines.append("\t".join(["1", str(position + 1), ".", ref, alt, ".", ".", ".", "GT", *calls]))
+    (folder / "cohort.vcf").write_text("\n".join(lines) + "\n")
+    people = [f"{name}\t{int(case)}\n" for name, case in zip(names, status, strict=True)]
+    (folder / "samples.tsv").write_text("sample\tstatus\n" + "".join(people))
+    (folder / "locus.bed").write_text("".join(f"chr1\t{start}\t{end}\n" for start, end in REGIONS))
+    (folder / "genome.fa").write_text(f">chr1\n{sequence}\n")
+    known = {motif.matrix_id: motif for motif in load_motifs("JASPAR2018", "all")}
+    blocks = []
+    for name in json.loads((checkpoint / "genebert.json").read_text())["motifs"]:
+        rows = zip("ACGT", known[name].counts, strict=True)
+        blocks.append(f">{name} x\n" + "".join(f"{letter} [ {' '.join(map(str, row))} ]\n" for letter, row in rows))
+    (folder / "motifs.txt").write_text("".join(blocks))
+    files = {"vcf": "cohort.vcf", "phenotypes": "samples.tsv", "regions": "locus.bed", "genome": "genome.fa"}
+    files["motifs"] = "motifs.txt"
+    return [word for option, name in files.items() for word in (f"--{option}", str(folder / name))], alleles
+
+
+@pytest.fixture(scope="session")
+def cohort_data(cohort, tmp_path_factory) -> Path:
+    """What data preparation makes of the cohort."""
+    folder = tmp_path_factory.mktemp("hscr") / "data"
+    data_prep.main(["hscr", *cohort[0], "--out", str(folder)])
+    return folder

@@ -127,7 +127,7 @@ def test_attention_to_the_tokens_adds_up_to_1_and_is_that_of_the_last_layer(scor
     assert found.sum() == pytest.approx(1)
     model = scorer.model.sequence
     assert model.config._attn_implementation == "sdpa"
-    batch = scorer.batch([SEQUENCE])
+    batch = scorer.batch(scorer.examples([SEQUENCE]))
     with torch.no_grad():
         states = model(input_ids=batch["input_ids"], output_hidden_states=True).hidden_states[-2][0]
         of_layer = model.encoder.layer[-1].attention.self
@@ -143,7 +143,7 @@ def test_attention_to_the_tokens_adds_up_to_1_and_is_that_of_the_last_layer(scor
 def test_integrated_gradients_add_up_to_the_change_from_the_masked_sequence(scorer_of, kind, target, modality):
     scorer = scorer_of(kind, target, modality)
     explained = Explained(scorer, 1)
-    batch = scorer.batch([SEQUENCE])
+    batch = scorer.batch(scorer.examples([SEQUENCE]))
     found = integrated_gradients(explained, SEQUENCE)
     assert found.shape == batch["input_ids"].shape[1:]
     assert found[[0, -1]].tolist() == [0, 0]
@@ -158,7 +158,7 @@ def test_integrated_gradients_add_up_to_the_change_from_the_masked_sequence(scor
 
 def test_the_gradients_start_from_a_sequence_of_masks(scorer_of):
     scorer = scorer_of("roberta")
-    ids = scorer.batch([SEQUENCE])["input_ids"]
+    ids = scorer.batch(scorer.examples([SEQUENCE]))["input_ids"]
     words = scorer.encoder.tokens.tokenizer.convert_ids_to_tokens(masked(scorer.encoder.tokens, ids)[0])
     assert words == ["<s>", *["<mask>"] * (len(words) - 2), "</s>"]
 

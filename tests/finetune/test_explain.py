@@ -204,7 +204,7 @@ def test_models_of_people_of_nucleotides_and_of_other_tasks_are_refused(refused,
         (folder / "task.json").write_text(json.dumps(content | about | {"target": target}))
         return folder
 
-    assert "scores people" in refused("--checkpoint", changed(row_shape=[2, 3]))
+    assert "score people with and without it" in refused("--checkpoint", changed(row_shape=[2, 3]))
     nucleotides = changed(target={"kind": "nucleotides", "positions": 10})
     assert "predicts each nucleotide" in refused("--checkpoint", nucleotides)
     assert "a model of tfbs; give --task tfbs" in refused("--checkpoint", changed(task="tfbs"))

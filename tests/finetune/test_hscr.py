@@ -15,7 +15,6 @@ from sklearn.metrics import brier_score_loss, roc_auc_score
 
 from data_prep import main as data_prep
 from data_prep.bases import encode
-from data_prep.motifs import load_motifs
 from finetune import calibration, hscr
 from finetune.config import FinetuneConfig
 from finetune.encoder import Encoder
@@ -23,75 +22,30 @@ from finetune.run import main
 from finetune.task import Table, Unit
 from finetune.tasks import TASKS
 
-N = 160
-REGIONS = [(100, 150), (300, 440)]  # the second is longer than the checkpoint reads
-SITES = [(120, "T"), (140, "+ACGTACG"), (310, "A"), (390, "-"), (430, "C")]
-CAUSAL = 2
-
 
 @pytest.fixture(scope="module")
-def cohort(checkpoint, tmp_path_factory) -> tuple[list[str], np.ndarray]:
-    """Arguments that prepare N people over two regions, and their alleles [N, 2, sites]; status follows the third
-    site's, with some noise."""
-    folder = tmp_path_factory.mktemp("cohort")
-    rng = np.random.default_rng(2)
-    sequence = "".join(rng.choice(list("ACGT"), 600))
-    alleles = rng.integers(0, 2, size=(N, 2, len(SITES)))
-    status = alleles[:, :, CAUSAL].sum(axis=1) + rng.normal(0, 0.4, N) > 1
-    names = [f"p{i}" for i in range(N)]
-    lines = ["##fileformat=VCFv4.2", '##FORMAT=<ID=GT,Number=1,Type=String,Description="Genotype">']
-    lines.append("\t".join(["#CHROM", "POS", "ID", "REF", "ALT", "QUAL", "FILTER", "INFO", "FORMAT", *names]))
-    for number, (position, alt) in enumerate(SITES):
-        ref = sequence[position : position + (3 if alt == "-" else 1)]
-        alt = {"-": ref[0], "+": ref + alt[1:]}.get(alt[0], "G" if alt == ref else alt)
-        calls = [f"{first}|{second}" for first, second in alleles[:, :, number].tolist()]
-        lines.append("\t".join(["1", str(position + 1), ".", ref, alt, ".", ".", ".", "GT", *calls]))
-    (folder / "cohort.vcf").write_text("\n".join(lines) + "\n")
-    people = [f"{name}\t{int(case)}\n" for name, case in zip(names, status, strict=True)]
-    (folder / "samples.tsv").write_text("sample\tstatus\n" + "".join(people))
-    (folder / "locus.bed").write_text("".join(f"chr1\t{start}\t{end}\n" for start, end in REGIONS))
-    (folder / "genome.fa").write_text(f">chr1\n{sequence}\n")
-    known = {motif.matrix_id: motif for motif in load_motifs("JASPAR2018", "all")}
-    blocks = []
-    for name in json.loads((checkpoint / "genebert.json").read_text())["motifs"]:
-        rows = zip("ACGT", known[name].counts, strict=True)
-        blocks.append(f">{name} x\n" + "".join(f"{letter} [ {' '.join(map(str, row))} ]\n" for letter, row in rows))
-    (folder / "motifs.txt").write_text("".join(blocks))
-    files = {"vcf": "cohort.vcf", "phenotypes": "samples.tsv", "regions": "locus.bed", "genome": "genome.fa"}
-    files["motifs"] = "motifs.txt"
-    return [word for option, name in files.items() for word in (f"--{option}", str(folder / name))], alleles
+def haplotypes(cohort_data) -> list[str]:
+    return pd.read_csv(cohort_data / "haplotypes.tsv.gz", sep="\t")["sequence"].tolist()
 
 
-@pytest.fixture(scope="module")
-def data(cohort, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("hscr") / "data"
-    data_prep.main(["hscr", *cohort[0], "--out", str(folder)])
-    return folder
-
-
-@pytest.fixture(scope="module")
-def haplotypes(data) -> list[str]:
-    return pd.read_csv(data / "haplotypes.tsv.gz", sep="\t")["sequence"].tolist()
-
-
-def table_of(data: Path, checkpoint: Path, **settings: object) -> Table:
-    (table,) = hscr.read(data, Encoder.at(checkpoint), FinetuneConfig("hscr", **settings)).values()
+def table_of(cohort_data: Path, checkpoint: Path, **settings: object) -> Table:
+    (table,) = hscr.read(cohort_data, Encoder.at(checkpoint), FinetuneConfig("hscr", **settings)).values()
     return table
 
 
 @pytest.fixture(scope="module")
-def table(data, checkpoint) -> Table:
-    return table_of(data, checkpoint)
+def table(cohort_data, checkpoint) -> Table:
+    return table_of(cohort_data, checkpoint)
 
 
 def test_a_person_is_two_rows_of_windows_that_the_encoder_reads_and_that_cover_each_haplotype(
-    data, table, haplotypes, checkpoint
+    cohort_data, table, haplotypes, checkpoint
 ):
     encoder = Encoder.at(checkpoint)
     overlap, longest = encoder.k - 1, encoder.longest + encoder.k - 3
     assert max(len(sequence) for sequence in table.train.sequences) == table.bp <= longest
     for name, split in table.splits.items():
-        people = pd.read_csv(data / f"{name}.tsv.gz", sep="\t", dtype=str)
+        people = pd.read_csv(cohort_data / f"{name}.tsv.gz", sep="\t", dtype=str)
         assert split.names == people["sample"].tolist()
         for row, person in zip(split.rows, people.itertuples(), strict=True):
             for windows, ids in zip(row, (person.haplotype_1, person.haplotype_2), strict=True):
@@ -122,20 +76,20 @@ def test_features_are_the_copies_of_each_allele(cohort, table):
         np.testing.assert_array_equal(split.features, alleles[people].sum(axis=1))
 
 
-def test_the_binding_of_a_window_is_that_of_its_haplotype_as_prepared(data, checkpoint, haplotypes, monkeypatch):
+def test_the_binding_of_a_window_is_that_of_its_haplotype_as_prepared(cohort_data, checkpoint, haplotypes, monkeypatch):
     scanned = Encoder.at(checkpoint).scanner.scan([encode(sequence) for sequence in haplotypes])
     monkeypatch.setattr(Encoder, "scanner", None)
-    table = table_of(data, checkpoint, modality="multimodal")
+    table = table_of(cohort_data, checkpoint, modality="multimodal")
     for name, split in table.splits.items():
-        people = pd.read_csv(data / f"{name}.tsv.gz", sep="\t", dtype=str)
+        people = pd.read_csv(cohort_data / f"{name}.tsv.gz", sep="\t", dtype=str)
         for row, person in zip(split.rows, people.itertuples(), strict=True):
             ids = [[int(i) for i in each.split(",")] for each in (person.haplotype_1, person.haplotype_2)]
             expected = [[scanned[short], *[scanned[long]] * 3] for short, long in ids]
             np.testing.assert_array_equal(split.binding[row], expected)
 
 
-def test_haplotypes_prepared_with_other_motifs_are_scanned_again(cohort, data, checkpoint, tmp_path, capsys):
-    prepared = table_of(data, checkpoint, modality="multimodal")
+def test_haplotypes_prepared_with_other_motifs_are_scanned_again(cohort, cohort_data, checkpoint, tmp_path, capsys):
+    prepared = table_of(cohort_data, checkpoint, modality="multimodal")
     motifs = tmp_path / "motifs.txt"
     text = Path(cohort[0][-1]).read_text()
     motifs.write_text(text[: text.rindex(">")])
@@ -191,18 +145,20 @@ def test_calibration_is_what_scikit_learn_finds(people):
 
 
 @pytest.mark.parametrize("modality", ["sequence", "multimodal"])
-def test_a_run_scores_every_model_and_draws_curves_and_reliability(data, checkpoint, tmp_path, modality, monkeypatch):
+def test_a_run_scores_every_model_and_draws_curves_and_reliability(
+    cohort, cohort_data, checkpoint, tmp_path, modality, monkeypatch
+):
     monkeypatch.setitem(TASKS, "hscr", replace(hscr.HSCR, resamples=20))
     out = tmp_path / "run"
     main(
         [
-            *("--task", "hscr", "--data", str(data), "--checkpoint", str(checkpoint), "--out", str(out)),
+            *("--task", "hscr", "--data", str(cohort_data), "--checkpoint", str(checkpoint), "--out", str(out)),
             *("--epochs", "1", "--batch_size", "16", "--modality", modality, "--rc"),
         ]
     )
     (results,) = json.loads((out / "results.json").read_text())["tables"].values()
     assert list(results["scores"]) == ["pretrained", "scratch", "polygenic"]
-    assert sum(results["rows"].values()) == N
+    assert sum(results["rows"].values()) == len(cohort[1])
     for name in ("roc_pr.png", "reliability.png"):
         assert (out / name).read_bytes().startswith(b"\x89PNG")
     predictions = pd.read_csv(out / "predictions.tsv", sep="\t")
@@ -214,10 +170,10 @@ def test_a_run_scores_every_model_and_draws_curves_and_reliability(data, checkpo
 
 
 @pytest.fixture
-def copied(data, tmp_path) -> Path:
+def copied(cohort_data, tmp_path) -> Path:
     folder = tmp_path / "copied"
     folder.mkdir()
-    for path in data.iterdir():
+    for path in cohort_data.iterdir():
         (folder / path.name).write_bytes(path.read_bytes())
     return folder
 
