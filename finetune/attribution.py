@@ -1,8 +1,8 @@
 """Which bases a fine-tuned model reads: attention, in-silico mutagenesis, integrated gradients, flipped L-mers.
 
 What is explained of a sequence is one number, its `Explained` value: of a class the logit of its probability (so its
-log-odds against all other classes), of a value the value. Scores of bases are float64 [bp]; of bases that the model
-does not read they are 0.
+log-odds against all other classes), of a value the value. A model of nucleotides is explained at one of those
+that it predicts. Scores of bases are float64 [bp]; of bases that the model does not read they are 0.
 """
 
 from collections.abc import Callable
@@ -22,12 +22,13 @@ LONGEST_MER = 6  # bp that are flipped together
 
 @dataclass(frozen=True)
 class Explained:
-    """The number that is explained of a model's prediction: of its output of this place. Where the model was trained on
-    both strands, the mean over both."""
+    """The number that is explained of a model's prediction. output: its number; place: of the nucleotide among those
+    predicted, of a model of nucleotides. Where the model was trained on both strands, the mean over both."""
 
     scorer: Scorer
     output: int
     batch_size: int = 256
+    place: int = 0
 
     @torch.no_grad()
     def __call__(self, sequences: list[str]) -> np.ndarray:
@@ -40,9 +41,12 @@ class Explained:
         return torch.cat(found).cpu().numpy()
 
     def of(self, logits: torch.Tensor) -> torch.Tensor:
-        """[n], of logits [n, outputs]."""
-        if self.scorer.model.target.kind == "values":
+        """[n], of logits [n, outputs] or [n, positions, outputs]."""
+        kind = self.scorer.model.target.kind
+        if kind == "values":
             return logits[:, self.output]
+        if kind == "nucleotides":
+            logits = logits[:, self.place]
         others = [number for number in range(logits.shape[1]) if number != self.output]
         return logits[:, self.output] - logits[:, others].logsumexp(1)
 
@@ -64,8 +68,8 @@ def gradients(explained: Explained, sequence: str) -> np.ndarray:
 
 
 def token_attention(explained: Explained, sequence: str) -> np.ndarray:
-    """The last layer's attention to each token, float64 [tokens], of sum 1: the mean over heads and over all tokens,
-    whose mean the head reads."""
+    """The last layer's attention to each token, float64 [tokens], of sum 1: the mean over heads, and over all tokens,
+    whose mean the head reads; of a model of nucleotides that of the one token over the nucleotide explained."""
     scorer = explained.scorer
     model, batch = scorer.model, scorer.batch(scorer.examples([sequence]))
     fast = model.sequence.config._attn_implementation
@@ -77,7 +81,10 @@ def token_attention(explained: Explained, sequence: str) -> np.ndarray:
             )
     finally:
         model.sequence.set_attn_implementation(fast)
-    return encoded.attentions[-1][0].double().mean((0, 1)).cpu().numpy()
+    paid = encoded.attentions[-1][0].double().mean(0)
+    if model.target.kind == "nucleotides":
+        paid = paid[model.kmers_over_nucleotides(len(paid))][[explained.place]]
+    return paid.mean(0).cpu().numpy()
 
 
 def integrated_gradients(explained: Explained, sequence: str) -> np.ndarray:

@@ -3,21 +3,25 @@
     python finetune/explain.py --task promoter
     python finetune/explain.py --task tfbs --table CTCF_GM12878 --rows 200 --methods mutagenesis gradients
     python finetune/explain.py --task expression --output leaf --methods location
+    python finetune/explain.py --task splice --table context80 --output acceptor --rows 20
 
 Reads a model that finetune/run.py saved and the rows of its test split (else dev) that it gives the highest
-probability of the class explained, or the highest value. Writes:
+probability of the class explained, or the highest value; of splice the nucleotides, each in its window. Writes:
   rows.tsv             the rows, and what the model predicts of them
   attribution.tsv      a score of each base by attention, mutagenesis (in silico) and (integrated) gradients
   mutagenesis.tsv.gz   change of the explained value where a base becomes another one
   location.tsv         mean absolute change where L bases from a position on become their complements (L 1 to 6)
-  motifs.tsv           motifs that hit the windows of the highest scores, against random windows of the same rows
+  motifs.tsv           motifs that hit the windows of the highest scores, against random windows of the same rows; not
+                       of splice, whose sites are none of transcription factors
   profile.png, examples.png, location.png, motifs.png
-The explained value is the logit of a class's probability, or a value that the model predicts. Mutagenesis and location
-read each row some 3 and 6 times its length; give fewer --rows or --methods where that takes too long.
+The explained value is the logit of a class's probability, or a value that the model predicts. Positions count from a
+sequence's first base, of expression from the gene, of splice from the nucleotide. Mutagenesis and location read each
+row some 3 and 6 times its length; give fewer --rows or --methods where that takes too long.
 """
 
 import argparse
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +32,7 @@ from transformers import HfArgumentParser
 from data_prep.bases import LETTERS
 from data_prep.checksum import sha256_of_file
 from data_prep.errors import InputError, ends_on_input_error
-from data_prep.motifs import load_motifs
+from data_prep.motifs import Motif, load_motifs
 from data_prep.output_folder import MANIFEST, fingerprint, is_up_to_date, output_folder, write_json
 from data_prep.task_table import is_simulated
 from finetune import explain_figures as figures
@@ -43,15 +47,10 @@ from finetune.attribution import (
     location,
     mean_change,
     mutagenesis,
-    token_spans,
 )
-from finetune.config import FinetuneConfig
-from finetune.encoder import Encoder
-from finetune.examples import Examples
+from finetune.explained_rows import Chosen, aligned, choose, say_what_is_cut, table_of
 from finetune.motif_names import name_scores
-from finetune.run import read_tables
 from finetune.scoring import Scorer
-from finetune.task import Table
 from finetune.tasks import TASKS
 
 PLANTS = ("expression",)  # tasks of plants; whose sequences end at a gene
@@ -60,7 +59,7 @@ EXAMPLES = 3  # rows that are drawn
 
 @dataclass(frozen=True)
 class ExplainConfig:
-    task: str = field(metadata={"help": "promoter, tfbs or expression: a task of one sequence a row."})
+    task: str = field(metadata={"help": "promoter, tfbs, expression or splice."})
     checkpoint: str | None = field(
         default=None,
         metadata={
@@ -106,8 +105,8 @@ def run(config: ExplainConfig) -> None:
     output = output_of(config, scorer, checkpoint)
     explained = Explained(scorer, output, config.batch_size)
     data, out = Path(config.data or f"data/{config.task}"), Path(config.out or f"runs/explain-{config.task}")
-    name, table = table_of(config, data, scorer.encoder)
-    motifs = load_motifs(config.motifs, config.tax_group or ("plants" if config.task in PLANTS else "vertebrates"))
+    name, table = table_of(config.task, config.table, data, scorer)
+    motifs = motifs_of(config)
     examples = table.test
     made_from = fingerprint(
         data=sha256_of_file(examples.path),
@@ -120,31 +119,29 @@ def run(config: ExplainConfig) -> None:
         return
     simulated = is_simulated(examples.path)
     title = f"{name}, {explained.what}{' (simulated data)' if simulated else ''}"
-    predicted = predictions(scorer, examples, config.batch_size)[:, output]
-    rows = np.argsort(-predicted, kind="stable")[: config.rows]
-    sequences = [examples.sequences[number] for number in examples.rows[rows].ravel()]
+    chosen = choose(scorer, examples, output, config.rows, config.batch_size, to_gene=config.task in PLANTS)
+    what = "nucleotides" if scorer.model.target.kind == "nucleotides" else "rows"
     print(
-        f"{title}: explains the {len(rows):,} rows of {examples.path} that it predicts highest, of {len(predicted):,}"
+        f"{title}: explains the {len(chosen):,} {what} of {examples.path} that it predicts highest, of {chosen.among:,}"
     )
-    say_what_is_cut(scorer, sequences)
+    say_what_is_cut(scorer, chosen.sequences)
     with output_folder(out) as folder:
-        names = [examples.names[row] for row in rows]
-        write_tsv(folder / "rows.tsv", pd.DataFrame({"row": rows, "name": names, "predicted": predicted[rows]}))
-        of_gene = config.task in PLANTS
-        found = {"rows": len(rows), "motifs": []}
+        write_tsv(folder / "rows.tsv", chosen.table)
+        found = {"rows": len(chosen), "motifs": []}
         methods = [method for method in BY_BASE if method in config.methods]
         if methods:
-            scores, changes = scores_of(explained, sequences, methods)
-            write_attribution(folder, rows, sequences, scores, changes)
-            draw_scores(folder, rows, sequences, scores, title, of_gene)
-            named = name_scores(scores, sequences, motifs, config.seed)
+            scores, changes = scores_of(explained, chosen, methods)
+            write_attribution(folder, chosen, scores, changes)
+            draw_scores(folder, chosen, scores, title)
+        if methods and motifs:
+            named = name_scores(scores, chosen.sequences, motifs, config.seed)
             write_tsv(folder / "motifs.tsv", named)
             figures.draw_motifs(folder / "motifs.png", named, f"motifs of the highest scores: {title}")
             best = named.groupby("method", sort=False)[["method", "name", "matrix_id", "p", "q"]].head(1)
             found["motifs"] = best.to_dict("records")
         if LOCATION in config.methods:
-            of_rows = [location(explained, one) for one in tqdm(sequences, desc=LOCATION, unit="row", disable=None)]
-            write_location(folder, of_rows, title, of_gene, explained.what)
+            of_rows = [location(*one) for one in each_row(explained, chosen, LOCATION)]
+            write_location(folder, chosen, of_rows, title, explained.what)
         write_json(
             folder / MANIFEST,
             {
@@ -168,6 +165,11 @@ def check(config: ExplainConfig) -> None:
     """Raise `InputError` for values that cannot be."""
     if config.task not in TASKS:
         raise InputError(f"--task {config.task}: there is no such task; there are {', '.join(TASKS)}")
+    if config.task == "hscr":
+        raise InputError(
+            "--task hscr: its models read people, not sequences; to explain an allele, score people with and without "
+            "it: python finetune/predict.py --model MODEL --input VCF --genome FASTA"
+        )
     unknown = [method for method in config.methods if method not in METHODS]
     if unknown or not config.methods:
         raise InputError(f"--methods {' '.join(unknown)}: give some of {', '.join(METHODS)}")
@@ -177,82 +179,58 @@ def check(config: ExplainConfig) -> None:
 
 
 def output_of(config: ExplainConfig, scorer: Scorer, checkpoint: Path) -> int:
-    """The place of the output that is explained. Raises `InputError` for a model of another task, of nucleotides, or
-    without such an output."""
+    """The place of the output that is explained. Raises `InputError` for a model of another task, or without such an
+    output."""
     if scorer.about["task"] != config.task:
         raise InputError(f"{checkpoint}: a model of {scorer.about['task']}; give --task {scorer.about['task']}")
-    if scorer.reads_people:
-        raise InputError(
-            f"{checkpoint}: reads people, not sequences; to explain an allele, score people with and without it: "
-            f"python finetune/predict.py --model {checkpoint} --input VCF --genome FASTA"
-        )
-    if scorer.model.target.kind == "nucleotides":
-        raise InputError(
-            f"{checkpoint}: predicts each nucleotide of a sequence; only predictions of whole ones are explained"
-        )
     name = scorer.outputs[-1] if config.output is None else config.output
     if name not in scorer.outputs:
         raise InputError(f"--output {name}: {checkpoint} predicts {', '.join(scorer.outputs)}; give one of these")
     return scorer.outputs.index(name)
 
 
-def table_of(config: ExplainConfig, data: Path, encoder: Encoder) -> tuple[str, Table]:
-    """The table's name, and the table. Raises `InputError` where it is not clear which."""
-    tables = read_tables(data, TASKS[config.task], encoder, FinetuneConfig(config.task))
-    if config.table is None and len(tables) == 1:
-        return config.task, next(iter(tables.values()))
-    if config.table not in tables:
-        given = "" if config.table is None else f" {config.table}"
-        raise InputError(f"--table{given}: {data} holds {', '.join(tables)}; give one of these")
-    return f"{config.task} {config.table}", tables[config.table]
+def motifs_of(config: ExplainConfig) -> list[Motif]:
+    """Those that high scores are compared with; none of splice."""
+    if config.task == "splice":
+        return []
+    return load_motifs(config.motifs, config.tax_group or ("plants" if config.task in PLANTS else "vertebrates"))
 
 
-def predictions(scorer: Scorer, examples: Examples, batch_size: int) -> np.ndarray:
-    """float64 [n, outputs] of every row."""
-    sequences = examples.sequence_of_each
-    starts = range(0, len(sequences), batch_size)
-    return np.concatenate([scorer(sequences[i : i + batch_size]) for i in tqdm(starts, "predictions", disable=None)])
-
-
-def say_what_is_cut(scorer: Scorer, sequences: list[str]) -> None:
-    """Say how many rows the model does not read to their ends."""
-    spans = [token_spans(scorer.encoder.tokens, sequence, scorer.about["longest"]) for sequence in sequences]
-    read = [int(one[-2, 1] - one[1, 0]) for one in spans]
-    cut = [bp for bp, sequence in zip(read, sequences, strict=True) if bp < len(sequence)]
-    if cut:
-        print(f"{len(cut):,} of them are not read whole, but {min(cut):,} bp of each at least; the rest scores 0")
+def each_row(explained: Explained, chosen: Chosen, method: str) -> Iterator[tuple[Explained, str]]:
+    """What is explained of each row, and its sequence."""
+    rows = list(zip(chosen.places, chosen.sequences, strict=True))
+    for place, sequence in tqdm(rows, desc=method, unit="row", disable=None):
+        yield replace(explained, place=place), sequence
 
 
 def scores_of(
-    explained: Explained, sequences: list[str], methods: list[str]
+    explained: Explained, chosen: Chosen, methods: list[str]
 ) -> tuple[dict[str, list[np.ndarray]], list[np.ndarray]]:
     """Each method's scores of bases, [bp] of each sequence, and of mutagenesis the changes, [bp, 4] of each."""
     scores: dict[str, list[np.ndarray]] = {}
     changes = []
     for method in methods:
-        progress = tqdm(sequences, desc=method, unit="row", disable=None)
+        rows = each_row(explained, chosen, method)
         if method == MUTAGENESIS:
-            changes = [mutagenesis(explained, sequence) for sequence in progress]
+            changes = [mutagenesis(*one) for one in rows]
             scores[method] = [mean_change(change) for change in changes]
         else:
-            scores[method] = [OF_TOKENS[method](explained, sequence) for sequence in progress]
+            scores[method] = [OF_TOKENS[method](*one) for one in rows]
     return scores, changes
 
 
 def write_attribution(
-    folder: Path,
-    rows: np.ndarray,
-    sequences: list[str],
-    scores: dict[str, list[np.ndarray]],
-    changes: list[np.ndarray],
+    folder: Path, chosen: Chosen, scores: dict[str, list[np.ndarray]], changes: list[np.ndarray]
 ) -> None:
     """attribution.tsv, a line for each base; mutagenesis.tsv.gz, one for each substitution of it."""
-    bp = [len(sequence) for sequence in sequences]
+    bp = [len(sequence) for sequence in chosen.sequences]
     bases = pd.DataFrame(
         {
-            "row": np.repeat(rows, bp),
-            "position": np.concatenate([np.arange(n) for n in bp]),
-            "base": list("".join(sequences)),
+            "row": np.repeat(chosen.table["row"].to_numpy(), bp),
+            "position": np.concatenate(
+                [np.arange(first, first + n) for first, n in zip(chosen.firsts, bp, strict=True)]
+            ),
+            "base": list("".join(chosen.sequences)),
         }
     )
     columns = {method: np.concatenate(of_rows) for method, of_rows in scores.items()}
@@ -265,61 +243,34 @@ def write_attribution(
         )
 
 
-def draw_scores(
-    folder: Path,
-    rows: np.ndarray,
-    sequences: list[str],
-    scores: dict[str, list[np.ndarray]],
-    title: str,
-    of_gene: bool,
-) -> None:
+def draw_scores(folder: Path, chosen: Chosen, scores: dict[str, list[np.ndarray]], title: str) -> None:
+    """profile.png and examples.png."""
     profiles = {
-        method: np.nanmean(aligned(map(np.abs, of_rows), of_gene), axis=0) for method, of_rows in scores.items()
+        method: np.nanmean(aligned(map(np.abs, of_rows), chosen.firsts), axis=0) for method, of_rows in scores.items()
     }
-    first, label = positions(len(next(iter(profiles.values()))), of_gene)
-    figures.draw_profile(folder / "profile.png", profiles, first, f"{title}: {len(rows):,} rows", label)
-    shown = [
-        (f"row {rows[i]}", sequences[i], {method: of_rows[i] for method, of_rows in scores.items()})
-        for i in range(min(EXAMPLES, len(rows)))
-    ]
-    figures.draw_examples(folder / "examples.png", shown, f"{title}: the rows of the highest predictions")
+    subtitle = f"{title}: {len(chosen):,} rows"
+    figures.draw_profile(folder / "profile.png", profiles, chosen.first, subtitle, chosen.label)
+    of_each = [{method: of_rows[i] for method, of_rows in scores.items()} for i in range(len(chosen))]
+    shown = list(zip(chosen.titles, chosen.sequences, chosen.firsts, of_each, strict=True))[:EXAMPLES]
+    figures.draw_examples(folder / "examples.png", shown, f"{title}: the highest predictions", chosen.label)
 
 
-def write_location(folder: Path, of_rows: list[np.ndarray], title: str, of_gene: bool, what: str) -> None:
+def write_location(folder: Path, chosen: Chosen, of_rows: list[np.ndarray], title: str, what: str) -> None:
     """location.tsv and its heat map: means over the rows in which the L bases from a position on all lie."""
-    every = aligned(of_rows, of_gene)
+    every = aligned(of_rows, chosen.firsts)
     counts = (~np.isnan(every)).sum(0)
     means = np.where(counts > 0, np.nansum(every, axis=0) / np.maximum(counts, 1), np.nan)
-    first, label = positions(means.shape[1], of_gene)
     size, place = np.nonzero(counts)
-    table = {"L": size + 1, "position": first + place, "rows": counts[size, place], "change": means[size, place]}
+    table = {"L": size + 1, "position": chosen.first + place, "rows": counts[size, place], "change": means[size, place]}
     write_tsv(folder / "location.tsv", pd.DataFrame(table))
     figures.draw_location(
         folder / "location.png",
         means,
-        first,
+        chosen.first,
         f"importance of location: {title}: {len(of_rows):,} rows, L-mers of 1 to {LONGEST_MER} bp flipped",
-        f"first flipped base: {label}",
+        f"first flipped base: {chosen.label}",
         what,
     )
-
-
-def aligned(of_rows, at_end: bool) -> np.ndarray:
-    """Arrays [..., bp] of rows of any length, at their first or last base, float64 [rows, ..., longest bp], NaN
-    elsewhere."""
-    arrays = list(of_rows)
-    longest = max(array.shape[-1] for array in arrays)
-    every = np.full((len(arrays), *arrays[0].shape[:-1], longest), np.nan)
-    for row, array in zip(every, arrays, strict=True):
-        first = longest - array.shape[-1] if at_end else 0
-        row[..., first : first + array.shape[-1]] = array
-    return every
-
-
-def positions(n: int, of_gene: bool) -> tuple[int, str]:
-    """What the first of n positions is called, and the axis: bp from a sequence's first base, or to the gene that
-    follows its last."""
-    return (-n, "bp from the gene") if of_gene else (0, "bp from the sequence's first base")
 
 
 def write_tsv(path: Path, table: pd.DataFrame) -> None:

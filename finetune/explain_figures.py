@@ -39,22 +39,25 @@ def draw_profile(path: Path, profiles: dict[str, np.ndarray], first: int, title:
     _save(figure, path)
 
 
-def draw_examples(path: Path, rows: list[tuple[str, str, dict[str, np.ndarray]]], title: str) -> None:
-    """The letters of rows, as high as their scores, a track for each method. rows: (name, sequence, [bp] by method); of
-    a longer row the 80 bp with the highest scores."""
-    methods = list(rows[0][2])
+def draw_examples(
+    path: Path, rows: list[tuple[str, str, int, dict[str, np.ndarray]]], title: str, axis_label: str
+) -> None:
+    """The letters of rows, as high as their scores, a track for each method. rows: (name, sequence, what its first
+    position is called, [bp] by method); of a longer row the 80 bp with the highest scores."""
+    methods = list(rows[0][3])
     n = len(rows) * len(methods)
     figure, axes = plt.subplots(n, 1, figsize=(13, 1.15 * n + 0.8), layout="constrained", squeeze=False)
-    for number, (axis, (name, sequence, scores)) in enumerate(
+    for number, (axis, (name, sequence, first, scores)) in enumerate(
         zip(axes.ravel(), [row for row in rows for _ in methods], strict=True)
     ):
         method = methods[number % len(methods)]
         start = brightest(list(scores.values()), MOST_LETTERS)
-        draw_letters(axis, sequence[start : start + MOST_LETTERS], scores[method][start : start + MOST_LETTERS], start)
+        shown = slice(start, start + MOST_LETTERS)
+        draw_letters(axis, sequence[shown], scores[method][shown], first + start)
         axis.set_ylabel(method, fontsize=8)
         if number % len(methods) == 0:
             axis.set_title(name, fontsize=9, loc="left")
-    axes[-1, 0].set_xlabel("position in the sequence (bp, from 0)")
+    axes[-1, 0].set_xlabel(axis_label)
     figure.suptitle(title)
     _save(figure, path)
 

@@ -31,6 +31,7 @@ from pretrain.convert import write_bpe_tokenizer
 COMPLEMENT = str.maketrans("ACGT", "TGCA")
 LETTERS = "ATCG"
 TWO, TISSUES = Target("classes", ("other", "promoter")), Target("values", ("leaf", "root", "seed"))
+SITES = Target("nucleotides", ("none", "acceptor", "donor"), 8)
 SEQUENCE = "GATTACACCGGTTTTNACGTAGC"
 
 
@@ -75,6 +76,8 @@ def mutated(explained: Explained, sequence: str) -> np.ndarray:
 def value(scorer: Scorer, output: int, sequence: str) -> float:
     """What is explained, from what finetune/predict.py would say of one strand."""
     (found,) = scorer([sequence])
+    if scorer.model.target.kind == "nucleotides":
+        found = found[4]
     return found[output] if scorer.model.target.kind == "values" else np.log(found[output] / (1 - found[output]))
 
 
@@ -121,24 +124,40 @@ def test_bpe_tokens_lie_over_the_bases_that_they_spell(roberta):
 
 @pytest.mark.parametrize("kind", ["bert", "roberta"])
 def test_attention_to_the_tokens_adds_up_to_1_and_is_that_of_the_last_layer(scorer_of, kind):
-    """Again from the layer's queries and keys."""
     scorer = scorer_of(kind)
     found = token_attention(Explained(scorer, 1), SEQUENCE)
     assert found.sum() == pytest.approx(1)
-    model = scorer.model.sequence
-    assert model.config._attn_implementation == "sdpa"
-    batch = scorer.batch(scorer.examples([SEQUENCE]))
+    assert scorer.model.sequence.config._attn_implementation == "sdpa"
+    np.testing.assert_allclose(found, last_attention(scorer, SEQUENCE).mean(0), atol=1e-6)
+
+
+def test_a_nucleotide_is_explained_by_its_logit_and_the_attention_of_its_token(scorer_of):
+    """Of 22 bp the 8 from base 7 on are predicted; the fifth of them, base 11, is that of the 3-mer from base 10 on,
+    which stands behind [CLS] and ten others."""
+    scorer, window = scorer_of("bert", SITES), SEQUENCE[:22]
+    explained = Explained(scorer, 2, place=4)
+    assert explained([window, window[::-1]]) == pytest.approx([value(scorer, 2, s) for s in (window, window[::-1])])
+    np.testing.assert_allclose(token_attention(explained, window), last_attention(scorer, window)[11], atol=1e-6)
+
+
+def last_attention(scorer: Scorer, sequence: str) -> np.ndarray:
+    """The last layer's attention from its queries and keys, the mean over heads, [tokens, tokens]."""
+    model, batch = scorer.model.sequence, scorer.batch(scorer.examples([sequence]))
     with torch.no_grad():
         states = model(input_ids=batch["input_ids"], output_hidden_states=True).hidden_states[-2][0]
         of_layer = model.encoder.layer[-1].attention.self
         query, key = (part(states).unflatten(1, (2, 16)).transpose(0, 1) for part in (of_layer.query, of_layer.key))
-        expected = (query @ key.transpose(1, 2) / 4).softmax(-1).mean((0, 1))
-    np.testing.assert_allclose(found, expected.numpy(), atol=1e-6)
+        return (query @ key.transpose(1, 2) / 4).softmax(-1).mean(0).numpy()
 
 
 @pytest.mark.parametrize(
     ("kind", "target", "modality"),
-    [("bert", TWO, "sequence"), ("bert", TWO, "multimodal"), ("roberta", TISSUES, "sequence")],
+    [
+        ("bert", TWO, "sequence"),
+        ("bert", TWO, "multimodal"),
+        ("bert", SITES, "sequence"),
+        ("roberta", TISSUES, "sequence"),
+    ],
 )
 def test_integrated_gradients_add_up_to_the_change_from_the_masked_sequence(scorer_of, kind, target, modality):
     scorer = scorer_of(kind, target, modality)
