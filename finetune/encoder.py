@@ -19,7 +19,8 @@ from data_prep.errors import InputError
 from data_prep.kmers import kmer_row, length_of_kmers, read_vocabulary
 from data_prep.motifs import load_motifs
 from pretrain.model import attend_nearby
-from pretrain.weights import DESCRIPTION, UNREADABLE, resized_positions, summary
+from pretrain.positions import resized_positions
+from pretrain.weights import DESCRIPTION, UNREADABLE, summary
 
 CONFIG = "config.json"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin", "model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -110,8 +111,8 @@ class Encoder:
         """The encoder with its weights or, not `pretrained`, with those that pre-training would draw. Raises
         `InputError` where the weights cannot be read or do not fill it.
 
-        longest: tokens that it is to read; beyond its own number its position table is repeated
-        (`pretrain.weights.resized_positions`).
+        longest: tokens that it is to read; beyond its own number its position table is lengthened
+        (`pretrain.positions.resized_positions`).
         """
         transformers.utils.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()
@@ -165,7 +166,7 @@ class Encoder:
 
 
 def lengthen(model: PreTrainedModel, longest: int) -> None:
-    """Let an encoder read `longest` tokens, in place: its position table is repeated."""
+    """Let an encoder read `longest` tokens, in place: its position table is lengthened."""
     embeddings, n_fixed = model.embeddings, _n_fixed_positions(model.config)
     old = embeddings.position_embeddings
     n_rows = longest + n_fixed

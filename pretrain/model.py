@@ -14,6 +14,7 @@ from data_prep.errors import InputError
 from kernels.kmer_mask import MASK, N_SPECIAL, MaskedBatch
 from pretrain import t2t_vit  # noqa: F401 (registers T2T-ViT with timm)
 from pretrain.config import ModelConfig
+from pretrain.positions import sinusoids
 
 INITIAL_TEMPERATURE = 0.07
 SMALLEST_STD = 1e-3  # of a motif's affinity; one that hardly varies is not blown up
@@ -152,14 +153,12 @@ def attend_nearby(bert: BertModel) -> None:
 
     A masked k-mer is known from its neighbours' letters. With BERT's own drawn weights a token attends to all alike, so
     that a neighbour is one of some hundred voices, and masked genome modelling stays at the frequencies of k-mers for
-    thousands of steps. Here positions start from sinusoids (Vaswani et al. 2017, section 3.5), which outweigh the
-    k-mers, and the keys equal the queries: the product of two positions then falls with their distance. All is trained.
+    thousands of steps. Here positions start from sinusoids, which outweigh the k-mers, and the keys equal the queries:
+    the product of two positions then falls with their distance. All is trained.
     """
     table = bert.embeddings.position_embeddings.weight
-    position, column = (torch.arange(n, device=table.device)[:, None] for n in table.shape)
-    angle = position * 10_000 ** -(column.T // 2 * 2 / table.shape[1])
     scale = POSITION_WEIGHT * bert.config.initializer_range * math.sqrt(2)
-    table.copy_(scale * torch.where(column.T % 2 == 0, angle.sin(), angle.cos()))
+    table.copy_(scale * sinusoids(*table.shape, table.device))
     attention = bert.encoder.layer[0].attention.self
     attention.query.weight.mul_(QUERY_WEIGHT)
     attention.key.weight.copy_(attention.query.weight)

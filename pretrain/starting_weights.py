@@ -24,7 +24,8 @@ from data_prep.kmers import length_of_kmers, read_vocabulary
 from pretrain import checkpoint, ranks
 from pretrain.config import ModelConfig, RunConfig, check
 from pretrain.model import GeneBERT, region_encoder_arguments, sequence_config
-from pretrain.weights import UNREADABLE, resized_positions, summary
+from pretrain.positions import resized_positions
+from pretrain.weights import UNREADABLE, summary
 
 # Names in config.json of what a flag decides, and of what nothing does.
 DECIDED_BY_FLAG = {
@@ -146,8 +147,8 @@ def check_tokenizer(folder: str, tokenizer: Tokenizer) -> None:
 def load_sequence(model: nn.Module, folder: str) -> str:
     """Load the folder's weights into `model.sequence`: the encoder and, where the file holds them, its heads.
 
-    A position table of another length is cut, or repeated from its first row on (Longformer, Beltagy et al. 2020): in
-    both cases neighbours keep the positions that the encoder has learnt to tell apart, which stretching would not.
+    A position table of another length is cut or lengthened (`resized_positions`): in both cases neighbours keep the
+    positions that the encoder has learnt to tell apart, which stretching would not.
     Returns a line that says what was loaded and what stayed random.
     Raises `InputError` where the weights cannot be read, or do not fill the encoder.
     """
@@ -180,7 +181,7 @@ def load_sequence(model: nn.Module, folder: str) -> str:
 
     said = f"--init_sequence {folder}: {len(weights)} weights"
     if n_now != n_before:
-        said += f", position table {'repeated' if n_now > n_before else 'cut'} from {n_before} to {n_now} rows"
+        said += f", position table {'lengthened' if n_now > n_before else 'cut'} from {n_before} to {n_now} rows"
     random = sorted({".".join(name.split(".")[:2]) for name in info["missing_keys"]})
     return said + (f"; not there, so random: {', '.join(random)}" if random else ", none is missing")
 

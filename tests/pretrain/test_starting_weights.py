@@ -128,7 +128,7 @@ def test_folders_of_transformers_are_loaded_whole(tmp_path, model_config, folder
     assert said.endswith("random: cls.predictions, cls.seq_relationship" if saved is source.bert else "none is missing")
 
 
-@pytest.mark.parametrize(("tokens", "said"), [(16, "cut from 40 to 16"), (100, "repeated from 40 to 100")])
+@pytest.mark.parametrize(("tokens", "said"), [(16, "cut from 40 to 16"), (100, "lengthened from 40 to 100")])
 def test_positions_are_cut_or_repeated(dnabert, model_config, tokens, said):
     folder, source = dnabert(3)
     model = genebert(replace(model_config, max_tokens=tokens))
@@ -147,7 +147,7 @@ def test_positions_of_padding_come_once(tmp_path, model_config):
     source = scattered(CornBERT(config, 60).sequence)
     source.save_pretrained(tmp_path)
     model = CornBERT(replace(config, max_tokens=50), 60).eval()
-    assert "position table repeated from 22 to 52 rows, none is missing" in load_sequence(model, str(tmp_path))
+    assert "position table lengthened from 22 to 52 rows, none is missing" in load_sequence(model, str(tmp_path))
     learnt, table = (m.roberta.embeddings.position_embeddings.weight for m in (source, model.sequence))
     for row in range(52):
         assert torch.equal(table[row], learnt[row if row < 2 else 2 + (row - 2) % 20])
@@ -340,7 +340,7 @@ def test_a_run_starts_from_both_and_goes_on_without_them(dnabert, model_config, 
     given += ["--init_sequence", str(folder), "--init_region", str(file)]
     output = pretrain(2, *given, "--steps", "2")
     assert "its vocabulary is of 4-mers, so k is 4, not 3" in output
-    assert "position table repeated from 40 to 96 rows" in output
+    assert "position table lengthened from 40 to 96 rows" in output
     assert f"--init_region {file}: {model_config.region_encoder} for 1 x 28 x 56" in output
     assert json.loads((out / "config.json").read_text())["model"]["k"] == 4
 
