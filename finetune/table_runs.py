@@ -75,7 +75,7 @@ SMALL = Scale(
         "expression": ("--epochs", "6", "--learning_rate", "1e-3"),
     },
     # With a frozen encoder: fine-tuned whole, all reach the same AUC on the simulated promoters.
-    probing=("--freeze", "--epochs", "2", "--learning_rate", "1e-1"),
+    probing=("--freeze", "--epochs", "3", "--learning_rate", "3e-2"),
     cornbert=(
         *("--hidden_size", "128", "--layers", "2", "--heads", "2", "--intermediate_size", "512"),
         *("--eval_every", "100", "--save_every", "100", "--wandb", "off"),
