@@ -110,8 +110,8 @@ def table2(runs: Runs) -> Plan:
         return by_factor
 
     caption = ("One binary task for each transcription factor and cell line; negatives keep each peak's dinucleotides",)
-    parts = tuple(_binding_parts(runs, rows).found)
-    return Plan("Table 2: binding sites by factor and cell line", tuple(CLASSIFIED), parts, caption=caption)
+    title, parts = "Table 2: binding sites by factor and cell line", tuple(_binding_parts(runs, rows).found)
+    return Plan(title, tuple(CLASSIFIED), parts, caption=caption, grouped=True)
 
 
 def table6(runs: Runs) -> Plan:
@@ -119,7 +119,7 @@ def table6(runs: Runs) -> Plan:
         return lambda results: by_cell_type(results, labels)
 
     parts = tuple(_binding_parts(runs, rows).found)
-    return Plan("Table 6: binding sites by cell and tissue type", tuple(CLASSIFIED), parts)
+    return Plan("Table 6: binding sites by cell and tissue type", tuple(CLASSIFIED), parts, grouped=True)
 
 
 def table3(runs: Runs) -> Plan:

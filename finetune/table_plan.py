@@ -32,13 +32,15 @@ class Part:
 
 @dataclass(frozen=True)
 class Plan:
-    """A table before it is made. more: runs that give no rows, such as a figure; caption: lines for below the table."""
+    """A table before it is made. more: runs that give no rows, such as a figure; caption: lines for below the table;
+    grouped: rows of one group, as in "group: label", stand together."""
 
     title: str
     columns: tuple[str, ...]
     parts: tuple[Part, ...]
     more: tuple[Job, ...] = ()
     caption: tuple[str, ...] = ()
+    grouped: bool = False
 
     @property
     def jobs(self) -> list[Job]:
@@ -118,4 +120,11 @@ def rows_of(plan: Plan, failures: dict[Job, str]) -> list[Row]:
             rows.append(Row(part.label, dict.fromkeys(plan.columns), note=why))
         else:
             rows += part.rows(json.loads(Path(part.job.makes).read_text()))
+    if plan.grouped:
+        first = {_group(row): number for number, row in reversed(list(enumerate(rows)))}
+        rows.sort(key=lambda row: first[_group(row)])
     return rows
+
+
+def _group(row: Row) -> str:
+    return row.label.partition(": ")[0]

@@ -12,7 +12,7 @@ import torch
 from finetune import tables
 from finetune.paper_tables import LAMBDAS, TABLES
 from finetune.paper_values import REGION_ENCODERS
-from finetune.table_files import Score, read_csv
+from finetune.table_files import Row, Score, read_csv
 from finetune.table_jobs import ROOT, Job, in_order
 from finetune.table_plan import Part, Plan, by_cell_type, models_of, rows_of
 from finetune.table_runs import PAPER, SMALL, MissingDataError, Runs, model_config
@@ -141,6 +141,17 @@ def test_binding_sites_are_averaged_by_cell_type():
         ("smooth muscle cell (2): ours", pytest.approx(0.7)),
         ("neuron (1): ours", pytest.approx(0.7)),
     ]
+
+
+def test_rows_of_one_group_stand_together(tmp_path):
+    def part(labels: list[str], name: str) -> Part:
+        made = tmp_path / name
+        made.write_text("{}")
+        return Part(name, Job(name, ("true",), made), lambda _: [Row(label, {}) for label in labels])
+
+    parts = (part(["CTCF: ours", "REST: ours"], "ours"), part(["REST: floor", "CTCF: floor"], "floors"))
+    labels = [row.label for row in rows_of(Plan("some", (), parts, grouped=True), {})]
+    assert labels == ["CTCF: ours", "CTCF: floor", "REST: ours", "REST: floor"]
 
 
 # Bad input.
