@@ -53,7 +53,7 @@ runs/genebert/genebert.json: | $(PRETRAINED)
 runs/finetune-tfbs/results.json: MORE = --epochs 5 --learning_rate 5e-4 --batch_size 8
 runs/finetune-hscr/results.json: MORE = --epochs 10 --learning_rate 1e-3 --batch_size 64
 runs/finetune-splice/results.json: MORE = --context 80 --epochs 6 --learning_rate 1e-3 --batch_size 4
-runs/finetune-expression/results.json: MORE = --epochs 6 --learning_rate 1e-3
+runs/finetune-expression/results.json: MORE = --learning_rate 1e-3
 
 runs/finetune-%/results.json: | data/%/manifest.json runs/genebert/genebert.json
 	$(BIN)/python finetune/run.py --task $* $(MORE)

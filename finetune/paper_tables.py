@@ -9,7 +9,7 @@ from finetune.embed import SILHOUETTES
 from finetune.paper_values import PRINTED, REGION_ENCODERS
 from finetune.table_files import Row, Score
 from finetune.table_jobs import Job
-from finetune.table_plan import CLASSIFIED, EXPRESSED, SPLICED, Parts, Plan, by_cell_type, models_of, scores_of
+from finetune.table_plan import CLASSIFIED, EXPRESSED, SPLICED, Parts, Plan, by_cell_type, by_tissue, models_of
 from finetune.table_runs import MissingDataError, Runs
 
 LAMBDAS = (0.01, 0.1, 0.5, 1.0, 2.0, 5.0)
@@ -246,30 +246,18 @@ def figure2(runs: Runs) -> Plan:
 
 def cornbert(runs: Runs) -> Plan:
     parts = Parts()
-    names = {"pretrained": "CornBERT"}
     floors_ = {
+        "scratch": "from scratch",
         "mean": "constant mean",
         "motifs": "elements of plant promoters + LightGBM",
         "kmers": "bag of 5-mers + linear regression",
     }
+    for label, models in (("CornBERT", {"pretrained": "CornBERT"}), ("floors", floors_)):
 
-    def fine_tuned() -> Job:
-        return runs.finetuned("expression", runs.cornbert(), "expression-cornbert", [*names, "scratch", *floors_])
+        def fine_tuned(name: str = f"expression-{label.lower()}", models: dict[str, str] = models) -> Job:
+            return runs.finetuned("expression", runs.cornbert(), name, list(models))
 
-    def rows(results: dict) -> list[Row]:
-        labels = names | {"scratch": "from scratch"} | floors_
-        over_all = models_of(labels, EXPRESSED)(results)
-        (table,) = results["tables"].values()
-        tissues = [name.partition("/")[2] for name in table["scores"]["mean"] if name.startswith("mse_log/")]
-        of_tissues = [
-            Row(f"{tissue}: {labels[model]}", scores_of(table["scores"][model], _of_tissue(tissue)))
-            for tissue in tissues
-            for model in labels
-            if model != "scratch"
-        ]
-        return [*over_all, *of_tissues]
-
-    parts.add("CornBERT and its floors", fine_tuned, rows)
+        parts.add(label, fine_tuned, partial(by_tissue, labels=models))
     more = ()
     if isinstance(job := parts.found[0].job, Job):
         more = (
@@ -289,11 +277,8 @@ def cornbert(runs: Runs) -> Plan:
         tuple(parts.found),
         more,
         ("The importance of location is cornbert-location/location.png",),
+        grouped=True,
     )
-
-
-def _of_tissue(tissue: str) -> dict[str, str]:
-    return {column: f"{name}/{tissue}" for column, name in EXPRESSED.items()}
 
 
 TABLES: dict[str, Callable[[Runs], Plan]] = {

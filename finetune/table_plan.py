@@ -111,6 +111,21 @@ def by_cell_type(results: dict, labels: dict[str, str]) -> list[Row]:
     return rows
 
 
+def by_tissue(results: dict, labels: dict[str, str]) -> list[Row]:
+    """Scores of expression over all tissues, and of each; `labels`: by model."""
+    (table,) = results["tables"].values()
+    scores = {label: table["scores"][model] for model, label in labels.items()}
+    tissues = [name.partition("/")[2] for name in next(iter(scores.values())) if name.startswith("mse_log/")]
+    columns = {"all tissues": EXPRESSED} | {
+        tissue: {column: f"{name}/{tissue}" for column, name in EXPRESSED.items()} for tissue in tissues
+    }
+    return [
+        Row(f"{group}: {label}", scores_of(of_model, names))
+        for group, names in columns.items()
+        for label, of_model in scores.items()
+    ]
+
+
 def rows_of(plan: Plan, failures: dict[Job, str]) -> list[Row]:
     """The rows of a plan whose jobs have run. failures: of those that failed, why."""
     rows: list[Row] = []

@@ -72,7 +72,7 @@ SMALL = Scale(
         "tfbs": ("--epochs", "5", "--learning_rate", "1e-3"),
         "hscr": ("--epochs", "6", "--learning_rate", "1e-3", "--batch_size", "64"),
         "splice": ("--epochs", "2", "--learning_rate", "1e-3", "--batch_size", "4", "--seeds", "2"),
-        "expression": ("--epochs", "6", "--learning_rate", "1e-3"),
+        "expression": ("--epochs", "3", "--learning_rate", "1e-3"),
     },
     # With a frozen encoder: fine-tuned whole, all reach the same AUC on the simulated promoters.
     probing=("--freeze", "--epochs", "3", "--learning_rate", "3e-2"),

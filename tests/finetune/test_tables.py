@@ -14,7 +14,7 @@ from finetune.paper_tables import LAMBDAS, TABLES
 from finetune.paper_values import REGION_ENCODERS
 from finetune.table_files import Row, Score, read_csv
 from finetune.table_jobs import ROOT, Job, in_order
-from finetune.table_plan import Part, Plan, by_cell_type, models_of, rows_of
+from finetune.table_plan import Part, Plan, by_cell_type, by_tissue, models_of, rows_of
 from finetune.table_runs import PAPER, SMALL, MissingDataError, Runs, model_config
 from pretrain.flops import model_flops
 from pretrain.model import region_encoder, region_width
@@ -141,6 +141,21 @@ def test_binding_sites_are_averaged_by_cell_type():
         ("smooth muscle cell (2): ours", pytest.approx(0.7)),
         ("neuron (1): ours", pytest.approx(0.7)),
     ]
+
+
+def test_expression_is_scored_over_all_tissues_and_by_tissue():
+    scores = {"mse_log": 1.5, "mse_log/leaf": 1.0, "mse_log/root": 2.0, "std": {"mse_log/leaf": 0.1}, "seeds": 3}
+    results = {"tables": {"expression": {"scores": {"mean": scores, "kmers": scores | {"mse_log/root": 1.8}}}}}
+    rows = by_tissue(results, {"mean": "mean", "kmers": "5-mers"})
+    found = {row.label: row.scores["MSE of log(TPM + 1)"] for row in rows}
+    assert found == {
+        "all tissues: mean": Score(1.5, None, 3),
+        "all tissues: 5-mers": Score(1.5, None, 3),
+        "leaf: mean": Score(1.0, 0.1, 3),
+        "leaf: 5-mers": Score(1.0, 0.1, 3),
+        "root: mean": Score(2.0, None, 3),
+        "root: 5-mers": Score(1.8, None, 3),
+    }
 
 
 def test_rows_of_one_group_stand_together(tmp_path):
