@@ -203,7 +203,10 @@ def test_longer_sequences_than_the_encoder_reads_get_their_positions(encoder):
     model = made(encoder, longest=150).eval()
     table = model.sequence.embeddings.position_embeddings.weight
     assert len(table) == 150
-    assert torch.equal(table[64:128], table[:64])
+    assert torch.equal(table[:64], made(encoder).sequence.embeddings.position_embeddings.weight)
+    alike = table.detach() @ table.detach().T
+    for place in (63, 64, 100, 128):  # no place far away looks like a neighbour
+        assert set(alike[place].topk(3).indices.tolist()) == {place - 1, place, place + 1}
     with torch.no_grad():
         assert model.sequence(input_ids=torch.full((1, 150), 7)).last_hidden_state.shape == (1, 150, 32)
 
